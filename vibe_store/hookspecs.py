@@ -1,0 +1,76 @@
+"""The hooks of vibe_store, and the record that they return: all that a plugin package imports to register.
+
+A whole plugin::
+
+    from vibe_store.hookspecs import Provider, hookimpl
+
+    @hookimpl
+    def vibe_store_storage():
+        return [Provider(name="ftp", target="vibe_store_ftp.storage:FTPStorage", install="vibe-store-ftp")]
+
+and, in its ``pyproject.toml``::
+
+    [project.entry-points.vibe_store]
+    ftp = "vibe_store_ftp"
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pluggy
+
+__all__ = [
+    "API_VERSION",
+    "ENTRY_POINT_GROUP",
+    "Provider",
+    "hookimpl",
+    "hookspec",
+    "vibe_store_retention",
+    "vibe_store_serializers",
+    "vibe_store_storage",
+]
+
+API_VERSION = 1
+ENTRY_POINT_GROUP = "vibe_store"
+
+hookspec = pluggy.HookspecMarker("vibe_store")
+hookimpl = pluggy.HookimplMarker("vibe_store")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One implementation that a plugin offers, by name; nothing is imported until the name is first used.
+
+    Attributes:
+        name: what users write: a URL scheme for a storage (``"s3"``), a serializer's name (``"orbax"``),
+            or a retention policy's (``"latest"``).
+        target: where it is, as ``"package.module:Attribute"``.
+        install: what ``pip install`` must be given when importing the target fails (``"vibe-store[s3]"``).
+        api: the version of this interface that the target was written for, see :data:`API_VERSION`.
+    """
+
+    name: str
+    target: str
+    install: str = ""
+    api: int = API_VERSION
+
+
+@hookspec
+def vibe_store_storage() -> Sequence[Provider]:
+    """Return the storages of this plugin; each target is a subclass of ``StorageBackend``,
+    called as ``target(url, **storage_options)``."""
+    return ()
+
+
+@hookspec
+def vibe_store_serializers() -> Sequence[Provider]:
+    """Return the serializers of this plugin; each target is a subclass of ``Serializer``,
+    called as ``target(**options)``."""
+    return ()
+
+
+@hookspec
+def vibe_store_retention() -> Sequence[Provider]:
+    """Return the retention policies of this plugin; each target, called as ``target(**options)``,
+    returns a ``RetentionPolicy``."""
+    return ()
