@@ -369,6 +369,11 @@ class Checkpointer(ABC):
     def close(self) -> None:
         """Wait, then let go of the directory. Closing twice is no error."""
 
+    @property
+    def last_committed(self) -> CheckpointInfo | None:
+        """The checkpoint that this object committed last, without waiting for one that is under way."""
+        return None
+
     def __enter__(self) -> Self:
         return self
 
