@@ -1,11 +1,13 @@
-"""Every exception and warning of vibe_store; each exception also derives from the standard one it resembles."""
+"""Every exception and warning of vibe_store; each exception also derives from a standard one."""
 
 from collections.abc import Sequence
 
 __all__ = [
     "CheckpointNotFoundError",
+    "CheckpointerClosedError",
     "CheckpointsExistError",
     "CorruptCheckpointError",
+    "DamagedCheckpointWarning",
     "InvalidValueError",
     "MissingDependencyError",
     "NewerFormatError",
@@ -33,6 +35,10 @@ class InvalidValueError(VibeStoreError, ValueError):
 
 class CheckpointNotFoundError(VibeStoreError, FileNotFoundError):
     """No checkpoint (or no such item or file of it) where one was asked for."""
+
+
+class CheckpointerClosedError(VibeStoreError, RuntimeError):
+    """A checkpointer was asked to write after it had been closed."""
 
 
 class CheckpointsExistError(VibeStoreError, FileExistsError):
@@ -102,3 +108,7 @@ class VibeStoreWarning(UserWarning):
 
 class UnverifiedCheckpointWarning(VibeStoreWarning):
     """What was read carries no checksum of ours (a file of plain Equinox, say), so rot would go unnoticed."""
+
+
+class DamagedCheckpointWarning(VibeStoreWarning):
+    """A checkpoint does not verify, and an older one is used in its place."""

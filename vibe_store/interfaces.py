@@ -128,9 +128,10 @@ class CheckpointInfo:
 class StorageBackend(ABC):
     """Objects under one root URL, addressed by keys.
 
-    A key is one or more non-empty names joined by ``"/"``, none of which is ``"."`` or ``".."``; anything else
-    raises :class:`~vibe_store.errors.InvalidValueError`, and no key leads outside the root, through symbolic
-    links either. Every method may be called from any thread. What one call wrote, the next call sees.
+    A key is one or more non-empty names joined by ``"/"``, none of which is ``"."`` or ``".."``; anything
+    else raises :class:`~vibe_store.errors.InvalidValueError`, and no key leads outside the root, through
+    symbolic links either. Every method may be called from any thread. What one call wrote, the next call
+    sees.
 
     Implementations take the root URL first and their options as keywords, and create nothing before the first
     write. Their ``repr`` shows no secret.
@@ -165,7 +166,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def put(self, source: Path, key: str, *, move: bool = False) -> None:
-        """Store a local file of any size, whole or not at all, durable on return; an object there is replaced.
+        """Store a local file of any size, whole or not at all, durable on return; what is there is replaced.
 
         With ``move=True`` the storage may take the file itself instead of a copy: afterwards the caller must
         neither use nor expect it.
@@ -182,6 +183,12 @@ class StorageBackend(ABC):
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove exactly these objects; one that does not exist is no error."""
+
+    def sweep(self) -> None:  # noqa: B027 - most storages leave nothing behind
+        """Remove what calls that were cut off left behind (temporary files, unfinished uploads).
+
+        Called only while no other process writes to this root; calls under way in this process are spared.
+        """
 
     def local_path(self, key: str) -> Path | None:
         """Where this key is on a local disk, whether or not it exists; None where the storage is not one.
@@ -218,8 +225,8 @@ class Source(ABC):
         """Open the named file for reading once from its start to its end, verifying on the way.
 
         The read that reaches the end raises :class:`~vibe_store.errors.CorruptCheckpointError` when the bytes
-        are not those that were saved, so a serializer reads to the end before it returns anything. ``readinto``
-        fills the caller's buffer without another copy.
+        are not those that were saved, so a serializer reads to the end before it returns anything.
+        ``readinto`` fills the caller's buffer without another copy.
         """
 
 

@@ -1,0 +1,88 @@
+"""What users pass to a save, checked before anything is written: sentences for people, by name and path."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vibe_store.checkpoint.manifest import ITEM_NAME
+from vibe_store.errors import InvalidValueError
+from vibe_store.interfaces import PyTree
+
+__all__ = ["STATE", "check_items", "check_json_object", "check_metrics", "check_positive"]
+
+STATE = "state"
+"""The item that holds the pytree which is passed to ``save`` itself."""
+
+
+def check_positive(name: str, value: object) -> int:
+    """Return a whole number of 1 or more, or raise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidValueError(f"{name} is a whole number, 1 or more; got {value!r}.")
+    return value
+
+
+def check_items(state: PyTree, items: Mapping[str, PyTree] | None) -> dict[str, PyTree]:
+    """Return all pytrees of one checkpoint by item name."""
+    for name in items or {}:
+        if not isinstance(name, str) or not ITEM_NAME.fullmatch(name):
+            raise InvalidValueError(
+                f"The item name {name!r} cannot be used: it becomes a file name, "
+                "so give letters, digits, '_' and '-', not beginning with '-'."
+            )
+        if name.lower() in {STATE, "manifest", "metadata", "best", "pinned"}:
+            raise InvalidValueError(f"The item name {name!r} is taken; choose another.")
+    return {STATE: state, **(items or {})}
+
+
+def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Return metrics as floats (NaN and infinity are numbers too), or raise by name."""
+    if metrics is None:
+        return None
+    return {_text(name): _metric(name, value) for name, value in metrics.items()}
+
+
+def check_json_object(name: str, value: object) -> bytes:
+    """Return a dict as the bytes of a JSON file, or raise by path."""
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(f"{name} is a dict that JSON can hold; got {value!r}.")
+    _check_json(value, name)
+    return json.dumps(value, indent=2, default=dict).encode() + b"\n"
+
+
+def _metric(name: object, value: Any) -> float:
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidValueError(
+            f"The metric {name!r} is {value!r}, which is no number. Pass a float, or leave it out."
+        ) from None
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str):
+        raise InvalidValueError(f"The name of a metric is text; got {name!r}.")
+    return name
+
+
+def _check_json(value: Any, path: str) -> None:
+    if value is None or isinstance(value, bool | str | int):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidValueError(f"{path} is {value}, which JSON cannot hold. Leave it out or pass text.")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise InvalidValueError(f"{path} has the key {key!r}; JSON takes only text as keys.")
+            _check_json(inner, f"{path}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_json(inner, f"{path}[{index}]")
+    else:
+        raise InvalidValueError(
+            f"{path} is {value!r} of type {type(value).__name__}, which JSON cannot hold. "
+            "Convert it to numbers, text, lists and dicts."
+        )

@@ -1,0 +1,86 @@
+"""One save at a time in a thread of its own, whose failure surfaces at the next call."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from vibe_store.errors import SaveFailedError, SaveTimeoutError, StepAlreadyExistsError
+
+__all__ = ["BackgroundSave"]
+
+
+class BackgroundSave:
+    """The save that is under way, or that failed and was not yet told of.
+
+    A thread for each save rather than one for all: nothing idles, a forked child starts its own, and a
+    manager that was never closed still finishes its last save before the interpreter ends.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._thread: threading.Thread | None = None
+        self._step = 0
+        self._deadline = 0.0
+        self._error: BaseException | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step that is being saved now, or None."""
+        return self._step if self._thread is not None and self._thread.is_alive() else None
+
+    def start(self, step: int, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread; the one before has to be settled."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
+                self._error = error
+
+        self._step, self._error = step, None
+        self._deadline = time.monotonic() + (self._timeout or 0.0)
+        self._thread = threading.Thread(target=run, name=f"vibe_store save of step {step}")
+        self._thread.start()
+
+    def settle(self) -> None:
+        """Wait for the save under way, without raising what went wrong in it.
+
+        Raises:
+            SaveTimeoutError: it takes longer than it may; it goes on all the same.
+        """
+        if self._thread is None:
+            return
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        if self._thread.is_alive():
+            raise SaveTimeoutError(
+                f"The save of step {self._step} has not finished within {self._timeout:g} seconds "
+                "(async_timeout_secs). It goes on in the background; check the storage, or allow more time."
+            )
+        self._thread = None
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong in the last save, once.
+
+        Raises:
+            StepAlreadyExistsError: another writer committed that step first.
+            SaveFailedError: anything else; the cause says what.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise failure_of(self._step, error) from error
+
+    def forget(self) -> None:
+        """Let go of the thread, which a forked child does not have."""
+        self._thread, self._error = None, None
+
+
+def failure_of(step: int, error: BaseException) -> StepAlreadyExistsError | SaveFailedError:
+    """Return the exception that tells the user of ``error`` in the save of ``step``."""
+    if isinstance(error, StepAlreadyExistsError):
+        return StepAlreadyExistsError(str(error))
+    return SaveFailedError(
+        f"The save of step {step} failed: {error or type(error).__name__} "
+        f"({type(error).__name__}). What was saved before is untouched; training can go on.",
+        step=step,
+    )

@@ -1,0 +1,243 @@
+"""The one commit protocol: files first, under names that nothing uses, then the manifest, at once and whole.
+
+A checkpoint exists if and only if its manifest does. Replacing one is a new manifest that names new files;
+the old files go afterwards. Deleting one is its manifest first, its files after.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from vibe_store.checkpoint import pending
+from vibe_store.checkpoint.layout import MANIFEST, METADATA, PINNED, attempt_key, folder_of
+from vibe_store.checkpoint.manifest import ItemRecord, Manifest, StoredFile, decode, encode
+from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, StepAlreadyExistsError
+from vibe_store.interfaces import CheckpointInfo, PyTree, SavedItem, Serializer, StorageBackend
+
+__all__ = ["Content", "delete_steps", "info_of", "read_manifest", "write_checkpoint"]
+
+_log = logging.getLogger("vibe_store")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What one save is to store: pytrees (or snapshots of them) by item name, and what goes with them."""
+
+    items: Mapping[str, PyTree]
+    metadata: bytes | None = None
+    metrics: Mapping[str, float] | None = None
+
+
+def write_checkpoint(
+    storage: StorageBackend, step: int | None, content: Content, serializer: Serializer, *, replace: bool
+) -> Manifest:
+    """Store one checkpoint, whole or not at all, and return its manifest.
+
+    Raises:
+        StepAlreadyExistsError: there is one, and ``replace`` is False.
+        OSError: the storage failed; what was there before is there still, and nothing of the new one is seen.
+    """
+    folder = folder_of(step)
+    old = _existing(storage, step, replace=replace)
+    with pending.live_attempt() as attempt, _staging(storage, attempt) as staging:
+        saved = {name: serializer.save(tree, staging, name) for name, tree in content.items.items()}
+        metadata = _stage_metadata(staging, content.metadata)
+        names = [file.name for item in saved.values() for file in item.files] + (
+            [METADATA] if metadata else []
+        )
+        plain = old is None and not _any_taken(storage, folder, names)
+        keys = {name: name if plain else attempt_key(name, attempt) for name in names}
+        manifest = Manifest(
+            step=step,
+            attempt=attempt,
+            created=datetime.now(UTC),
+            versions=_versions(serializer),
+            items={name: _record(item, serializer.name, keys) for name, item in saved.items()},
+            metadata=None if metadata is None else StoredFile(keys[METADATA], *metadata),
+            metrics=content.metrics,
+        )
+        new_keys = {f"{folder}{key}" for key in keys.values()}
+        old_keys = {f"{folder}{file.key}" for file in old.files} if old else set()
+        pending.declare(storage, attempt, new_keys | old_keys)
+        try:
+            for name, key in keys.items():
+                storage.put(staging / name, f"{folder}{key}", move=True)
+            _create_manifest(storage, manifest, replace=replace)
+        except BaseException:
+            _undo(storage, attempt, manifest, new_keys)
+            raise
+        storage.delete(sorted(old_keys - new_keys))
+        pending.settle(storage, attempt)
+    return manifest
+
+
+def delete_steps(storage: StorageBackend, steps: Iterable[int]) -> None:
+    """Delete committed checkpoints: each one's manifest first, its files after.
+
+    Raises:
+        CorruptCheckpointError: a manifest cannot be read, so its files are not known; nothing was deleted.
+    """
+    doomed = {step: read_manifest(storage, step) for step in steps}
+    if not doomed:
+        return
+    files = {
+        f"{folder_of(step)}{key}"
+        for step, manifest in doomed.items()
+        for key in (*(file.key for file in manifest.files), PINNED)
+    }
+    with pending.live_attempt() as attempt:
+        pending.declare(storage, attempt, files)
+        storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed])
+        storage.delete(sorted(files))
+        pending.settle(storage, attempt)
+
+
+def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
+    """Read and verify the manifest of one checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+        CorruptCheckpointError: it is damaged, or belongs to another step.
+        NewerFormatError: a newer version of this package wrote it.
+    """
+    key = f"{folder_of(step)}{MANIFEST}"
+    where = f"{storage.url}/{key}"
+    try:
+        data = storage.read(key)
+    except FileNotFoundError:
+        what = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise CheckpointNotFoundError(f"There is no {what} in {storage.url}.") from None
+    manifest = decode(data, where=where)
+    if step is not None and manifest.step != step:
+        raise CorruptCheckpointError(
+            f"The manifest {where} says that it is of step {manifest.step}; it was moved or copied there."
+        )
+    return manifest
+
+
+def info_of(manifest: Manifest, *, pinned: bool) -> CheckpointInfo:
+    """Return what a manifest says, as the record that policies and users see."""
+    first = next(iter(manifest.items.values()))
+    return CheckpointInfo(
+        step=manifest.step,
+        created=manifest.created,
+        size=manifest.size,
+        serializer=first.serializer,
+        items=tuple(manifest.items),
+        metrics=manifest.metrics,
+        pinned=pinned,
+    )
+
+
+def metadata_json(metadata: bytes) -> dict[str, Any]:
+    """Parse a metadata file."""
+    parsed: dict[str, Any] = json.loads(metadata)
+    return parsed
+
+
+def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Manifest | None:
+    """Return what is committed under this step, or raise where it must not be replaced.
+
+    A damaged manifest is no reason to refuse a replacement: what it named cannot be known, and stays.
+    """
+    try:
+        manifest = read_manifest(storage, step)
+    except CheckpointNotFoundError:
+        return None
+    except CorruptCheckpointError:
+        if not replace:
+            raise _already_exists(storage, step) from None
+        return None
+    if not replace:
+        raise _already_exists(storage, step)
+    return manifest
+
+
+def _already_exists(storage: StorageBackend, step: int | None) -> StepAlreadyExistsError:
+    what = "A checkpoint" if step is None else f"A checkpoint of step {step}"
+    return StepAlreadyExistsError(
+        f"{what} is already in {storage.url}. Save another step, or replace it with save_checkpoint()."
+    )
+
+
+def _create_manifest(storage: StorageBackend, manifest: Manifest, *, replace: bool) -> None:
+    key = f"{folder_of(manifest.step)}{MANIFEST}"
+    try:
+        storage.write(key, encode(manifest), overwrite=replace)
+    except FileExistsError:
+        raise _already_exists(storage, manifest.step) from None
+
+
+def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Iterable[str]) -> None:
+    """After a failure, remove what the attempt stored, unless its manifest may be there.
+
+    A failed request may have been carried out all the same, so the storage is asked. Where it does not
+    answer, everything stays as it is: the list of pending keys lets a later writer decide.
+    """
+    try:
+        try:
+            committed = read_manifest(storage, manifest.step).attempt == attempt
+        except CheckpointNotFoundError:
+            committed = False
+        if not committed:
+            storage.delete(sorted(keys))
+            pending.settle(storage, attempt)
+    except Exception as error:  # noqa: BLE001 - the failure that led here is the one to raise
+        _log.warning("What the attempt %s left in %s stays for now: %s", attempt, storage.url, error)
+
+
+@contextmanager
+def _staging(storage: StorageBackend, attempt: str) -> Iterator[Path]:
+    """Give a folder to write files into: beside the storage's own files where it is a local disk."""
+    local = storage.local_path(pending.staging_key(attempt))
+    if local is None:
+        with tempfile.TemporaryDirectory(prefix="vibe_store-") as folder:
+            yield Path(folder)
+        return
+    local.mkdir(parents=True)
+    try:
+        yield local
+    finally:
+        shutil.rmtree(local, ignore_errors=True)  # what stays is swept by the next writer
+
+
+def _stage_metadata(staging: Path, metadata: bytes | None) -> tuple[int, str] | None:
+    if metadata is None:
+        return None
+    (staging / METADATA).write_bytes(metadata)
+    return len(metadata), xxhash.xxh3_128_hexdigest(metadata)
+
+
+def _any_taken(storage: StorageBackend, folder: str, names: Iterable[str]) -> bool:
+    """Whether any of these files' plain names, or a folder of that name, is in use."""
+    heads = {name.partition("/")[0] for name in names}
+    listing = (
+        storage.list(folder) if folder else (blob for head in sorted(heads) for blob in storage.list(head))
+    )
+    return any(blob.key.removeprefix(folder).partition("/")[0] in heads for blob in listing)
+
+
+def _record(item: SavedItem, serializer: str, keys: Mapping[str, str]) -> ItemRecord:
+    files = {file.name: StoredFile(keys[file.name], file.size, file.checksum) for file in item.files}
+    return ItemRecord(serializer, files, item.leaves)
+
+
+def _versions(serializer: Serializer) -> dict[str, str]:
+    module = type(serializer).__module__.partition(".")[0]
+    versions = {}
+    for name in {"vibe-store", "jax", "equinox", module.replace("_", "-")}:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(versions.items()))

@@ -1,0 +1,162 @@
+"""The start of a training run: resume what a directory holds, wipe it, or refuse."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from vibe_store.checkpoint import pending
+from vibe_store.checkpoint.commit import read_manifest
+from vibe_store.checkpoint.layout import (
+    BEST,
+    MANIFEST,
+    aside_key,
+    folder_of,
+    new_attempt,
+    step_blobs,
+    step_folders,
+)
+from vibe_store.checkpoint.manager import CheckpointManager
+from vibe_store.checkpoint.reading import check_file
+from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.errors import (
+    CheckpointsExistError,
+    CorruptCheckpointError,
+    DamagedCheckpointWarning,
+    InvalidValueError,
+)
+from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
+from vibe_store.registry import open_storage
+from vibe_store.retention import BestFn
+
+__all__ = ["delete_step_folders", "initialize_checkpoint_dir"]
+
+
+def initialize_checkpoint_dir(
+    directory: str | os.PathLike[str],
+    *,
+    keep_period: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    max_to_keep: int = 5,
+    save_interval_steps: int = 1,
+    async_timeout_secs: float | None = 7200,
+    best_fn: BestFn | None = None,
+    best_mode: Literal["min", "max"] = "min",
+    serializer: str | Serializer = "eqx",
+    retention: str | RetentionPolicy | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[CheckpointManager, bool]:
+    """Open a directory for a run that starts now.
+
+    Where there are no checkpoints, the run starts fresh. Where there are, ``resume`` goes on with them,
+    ``overwrite`` deletes them, and without either it is an error.
+
+    With ``resume`` the newest checkpoint is read whole. One that does not verify is set aside (its manifest
+    is renamed, nothing is deleted) with a warning, and the one before it is tried, so that ``latest_step()``
+    of the
+    manager then names one that restores. With ``overwrite`` every ``step_N`` folder and ``best`` go; files
+    that are no checkpoints stay.
+
+    The other arguments are those of :class:`~vibe_store.checkpoint.CheckpointManager`.
+
+    Returns:
+        The manager, and whether there is a checkpoint to resume from.
+
+    Raises:
+        CheckpointsExistError: there are checkpoints, and neither ``resume`` nor ``overwrite`` was given.
+        InvalidValueError: both were given, or another argument cannot be used.
+        WriterLockedError: another process is writing there, and something has to be changed.
+    """
+    if resume and overwrite:
+        raise InvalidValueError(
+            "resume=True goes on with the checkpoints of a directory, overwrite=True deletes them; give one."
+        )
+    manager = CheckpointManager(
+        directory,
+        max_to_keep=max_to_keep,
+        keep_period=keep_period,
+        save_interval_steps=save_interval_steps,
+        async_timeout_secs=async_timeout_secs,
+        best_fn=best_fn,
+        best_mode=best_mode,
+        serializer=serializer,
+        retention=retention,
+        storage_options=storage_options,
+    )
+    storage = open_storage(directory, **(storage_options or {}))
+    if overwrite:
+        _wipe(storage)
+        return manager, False
+    if resume:
+        _set_damaged_aside(storage)
+        return manager, manager.latest_step() is not None
+    present = [
+        f.step for f in step_folders(storage, pending.pending_keys(storage)) if f.status != "set-aside"
+    ]
+    if present:
+        raise CheckpointsExistError(
+            f"{storage.url} already holds the steps {present}. Give resume=True to go on from the newest, "
+            "overwrite=True to delete them, or another directory."
+        )
+    return manager, False
+
+
+def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
+    """Delete everything in these ``step_N`` folders, manifests first: no half a checkpoint is ever seen.
+
+    Raises:
+        WriterLockedError: another process is writing there.
+    """
+    doomed = frozenset(steps)
+    keys = [blob.key for step, blob in step_blobs(storage) if step in doomed]
+    if not keys:
+        return
+    lease = lock_and_sweep(storage, "one-shot")
+    try:
+        with pending.live_attempt() as attempt:
+            pending.declare(storage, attempt, keys)
+            storage.delete([key for key in keys if key.endswith(f"/{MANIFEST}")])
+            storage.delete(keys)
+            pending.settle(storage, attempt)
+    finally:
+        lease.release()
+
+
+def _wipe(storage: StorageBackend) -> None:
+    delete_step_folders(storage, {step for step, _ in step_blobs(storage)})
+    best = storage.local_path(BEST)
+    if best is None:
+        storage.delete([BEST])
+    elif best.is_symlink():
+        best.unlink()
+
+
+def _set_damaged_aside(storage: StorageBackend) -> None:
+    """Make the highest listed step one that verifies, by renaming the manifests of those that do not."""
+    steps = [folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"]
+    for step in reversed(steps):
+        try:
+            for file in read_manifest(storage, step).files:
+                check_file(storage, folder_of(step), file)
+        except CorruptCheckpointError as error:
+            kept = _set_aside(storage, step)
+            warnings.warn(
+                f"Step {step} in {storage.url} does not verify, so the run resumes from an older one. Its "
+                f"files stay where they are, its manifest is now called {kept}. The fault: {error}",
+                DamagedCheckpointWarning,
+                stacklevel=4,
+            )
+        else:
+            return
+
+
+def _set_aside(storage: StorageBackend, step: int) -> str:
+    lease = lock_and_sweep(storage, "one-shot")
+    try:
+        manifest, aside = f"{folder_of(step)}{MANIFEST}", aside_key(step, new_attempt())
+        storage.write(aside, storage.read(manifest))
+        storage.delete([manifest])
+    finally:
+        lease.release()
+    return aside

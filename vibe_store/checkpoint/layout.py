@@ -1,0 +1,189 @@
+"""Where things are in a directory of checkpoints: the names, and what a listing of them means."""
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from vibe_store.errors import InvalidValueError
+from vibe_store.interfaces import Blob, StorageBackend
+
+__all__ = [
+    "BEST",
+    "MANIFEST",
+    "METADATA",
+    "OWN",
+    "PINNED",
+    "StepFolder",
+    "aside_key",
+    "attempt_key",
+    "check_step",
+    "folder_of",
+    "new_attempt",
+    "read_best",
+    "split_step_folder",
+    "step_blobs",
+    "step_folders",
+    "sweep_unfinished_best",
+    "write_best",
+]
+
+MANIFEST = "manifest.json"
+METADATA = "metadata.json"
+PINNED = "pinned"
+BEST = "best"
+OWN = ".vibe_store"
+"""The folder for what is ours but no checkpoint: the writer's lock, staged files, pending attempts."""
+
+_UNFINISHED_BEST = ".best-"
+_SURELY_DEAD_SECS = 60.0
+_ASIDE = re.compile(r"manifest\.damaged-[^/]+\.json")
+_STEP = re.compile(r"step_(0|[1-9][0-9]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class StepFolder:
+    """What one ``step_N`` folder holds, as a listing shows it.
+
+    Attributes:
+        step: the N.
+        status: "committed" where there is a manifest; "set-aside" where a damaged one was renamed;
+            "unverified" where there are files that no manifest of ours names.
+        pinned: whether retention must leave it alone.
+        manifest: the manifest's own listing entry, for a committed one.
+    """
+
+    step: int
+    status: Literal["committed", "unverified", "set-aside"]
+    pinned: bool = False
+    manifest: Blob | None = None
+
+
+def check_step(step: object) -> int:
+    """Return ``step`` as an int, or raise: a step is an int (NumPy's and JAX's count) of 0 or more."""
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise InvalidValueError(
+            f"A step is a whole number, 0 or more; got {step!r} of type {type(step).__name__}."
+        )
+    number = int(step.__index__())
+    if number < 0:
+        raise InvalidValueError(f"A step is 0 or more; got {number}.")
+    return number
+
+
+def folder_of(step: int | None) -> str:
+    """Return the prefix of the keys of one step, ending in "/"; "" for a checkpoint without a step."""
+    return "" if step is None else f"step_{step}/"
+
+
+def split_step_folder(directory: str) -> tuple[str, int] | None:
+    """Split ``".../step_N"`` into the directory around it and N; None for any other name."""
+    head, _, name = directory.rstrip("/").rpartition("/")
+    match = _STEP.fullmatch(name)
+    if match is None:
+        return None
+    return (head or ("/" if directory.startswith("/") else ".")), int(match[1])
+
+
+def new_attempt() -> str:
+    """Return an id that no other attempt has, and that sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(5)}"
+
+
+def attempt_key(name: str, attempt: str) -> str:
+    """Return the name that an attempt gives to a file whose plain name is taken."""
+    head, separator, rest = name.partition("/")
+    plain = PurePosixPath(head)
+    return f"{plain.stem}.{attempt}{plain.suffix}{separator}{rest}"
+
+
+def step_blobs(storage: StorageBackend) -> Iterator[tuple[int, Blob]]:
+    """Yield every object in a ``step_N`` folder, with its N."""
+    for blob in storage.list("step_"):
+        folder, _, name = blob.key.partition("/")
+        match = _STEP.fullmatch(folder)
+        if match and name:
+            yield int(match[1]), blob
+
+
+def step_folders(storage: StorageBackend, pending: frozenset[str]) -> list[StepFolder]:
+    """Return every step folder that holds something a reader may see, by step.
+
+    ``pending`` holds the keys whose fate an attempt has not decided yet: files only of such keys are nothing.
+    """
+    found: dict[int, dict[str, Blob]] = {}
+    for step, blob in step_blobs(storage):
+        found.setdefault(step, {})[blob.key.partition("/")[2]] = blob
+    folders = []
+    for step, blobs in sorted(found.items()):
+        pinned = PINNED in blobs
+        if MANIFEST in blobs:
+            folders.append(StepFolder(step, "committed", pinned, blobs[MANIFEST]))
+        elif any(_ASIDE.fullmatch(name) for name in blobs):
+            folders.append(StepFolder(step, "set-aside", pinned))
+        elif any(name != PINNED and f"{folder_of(step)}{name}" not in pending for name in blobs):
+            folders.append(StepFolder(step, "unverified", pinned))
+    return folders
+
+
+def aside_key(step: int, attempt: str) -> str:
+    """Return the name under which a damaged manifest is kept."""
+    return f"{folder_of(step)}manifest.damaged-{attempt}.json"
+
+
+def read_best(storage: StorageBackend) -> int | None:
+    """Return the step that ``best`` points to, committed or not; None where there is no ``best``.
+
+    On a local disk ``best`` is a symbolic link to ``step_N``, elsewhere an object that holds that name.
+    """
+    local = storage.local_path(BEST)
+    try:
+        name = str(local.readlink()) if local else storage.read(BEST).decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if local and local.exists():
+            raise InvalidValueError(
+                f"{local} is no symbolic link, so it cannot say which step is best. Move it away."
+            ) from None
+        raise
+    match = _STEP.fullmatch(name.rstrip("/"))
+    if match is None:
+        raise InvalidValueError(
+            f"`best` in {storage.url} points to {name!r}, which is no step_N beside it. "
+            "Remove it, or mark another step."
+        )
+    return int(match[1])
+
+
+def write_best(storage: StorageBackend, step: int) -> None:
+    """Point ``best`` to a step, at once and whole: a reader sees the old target or the new one."""
+    local, target = storage.local_path(BEST), f"step_{step}"
+    if local is None:
+        storage.write(BEST, f"{target}\n".encode())
+        return
+    if local.exists() and not local.is_symlink():
+        raise InvalidValueError(
+            f"{local} is no symbolic link and stays as it is. Move it away to mark a best step."
+        )
+    local.parent.mkdir(parents=True, exist_ok=True)
+    beside = local.with_name(f"{_UNFINISHED_BEST}{secrets.token_hex(8)}")
+    try:
+        beside.symlink_to(target)
+        beside.replace(local)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def sweep_unfinished_best(root: Path) -> None:
+    """Remove the links of processes that died while they marked the best step."""
+    for link in root.glob(f"{_UNFINISHED_BEST}*"):
+        with suppress(FileNotFoundError):
+            if link.is_symlink() and time.time() - link.lstat().st_mtime > _SURELY_DEAD_SECS:
+                link.unlink()

@@ -1,0 +1,158 @@
+"""Looking at checkpoints without loading them: what there is, what one consists of, whether it verifies.
+
+Imports no JAX, so that the command line answers at once.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vibe_store.checkpoint.commit import info_of, read_manifest
+from vibe_store.checkpoint.layout import (
+    MANIFEST,
+    check_step,
+    folder_of,
+    read_best,
+    split_step_folder,
+    step_folders,
+)
+from vibe_store.checkpoint.manifest import Manifest
+from vibe_store.checkpoint.pending import pending_keys
+from vibe_store.checkpoint.reading import check_file
+from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
+from vibe_store.interfaces import CheckpointInfo, StorageBackend
+from vibe_store.registry import open_storage
+
+__all__ = ["CheckpointStatus", "Fault", "list_checkpoints", "load_manifest", "locate", "verify_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStatus:
+    """One step of a directory.
+
+    Attributes:
+        step: its number.
+        status: "committed"; "damaged" where it is committed and its manifest cannot be read; "unverified"
+        where
+            there are files that no manifest names; "set-aside" where it did not verify when a run resumed.
+        info: its record, for a committed one.
+        best: whether ``best`` points to it.
+    """
+
+    step: int
+    status: Literal["committed", "damaged", "unverified", "set-aside"]
+    info: CheckpointInfo | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that does not hold.
+
+    Attributes:
+        step: the step, None for a checkpoint without one.
+        file: the key of the object at fault, relative to the directory.
+        problem: what is wrong with it, as a sentence.
+    """
+
+    step: int | None
+    file: str
+    problem: str
+
+
+def list_checkpoints(
+    directory: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+) -> list[CheckpointStatus]:
+    """Return what each ``step_N`` folder of a directory holds, by step; reads manifests only."""
+    storage = open_storage(directory, **(storage_options or {}))
+    best = read_best(storage)
+    found = []
+    for folder in step_folders(storage, pending_keys(storage)):
+        status: Literal["committed", "damaged", "unverified", "set-aside"] = folder.status
+        info = None
+        if status == "committed":
+            try:
+                info = info_of(read_manifest(storage, folder.step), pinned=folder.pinned)
+            except CheckpointNotFoundError:
+                continue  # deleted meanwhile
+            except CorruptCheckpointError:
+                status = "damaged"
+        found.append(CheckpointStatus(folder.step, status, info, best=folder.step == best))
+    return found
+
+
+def load_manifest(
+    directory: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Return the manifest of one checkpoint; without ``step``, of the directory itself.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+        CorruptCheckpointError: it is damaged.
+    """
+    storage, step = locate(directory, step, storage_options)
+    return read_manifest(storage, step)
+
+
+def verify_checkpoint(
+    directory: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Fault]:
+    """Read every byte of one checkpoint, or of all of a directory, and return what does not hold; [] is good.
+
+    Args:
+        directory: a directory of checkpoints, or one step's own folder.
+        step: one step; without it, every committed step of the directory, and its checkpoint without a step.
+        storage_options: options of the storage, such as credentials.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing to verify.
+    """
+    storage, step = locate(directory, step, storage_options)
+    if step is not None:
+        return _faults(storage, step)
+    steps: list[int | None] = [
+        folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"
+    ]
+    if any(blob.key == MANIFEST for blob in storage.list(MANIFEST)):
+        steps.insert(0, None)
+    if not steps:
+        raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
+    return [fault for each in steps for fault in _faults(storage, each)]
+
+
+def locate(
+    directory: str | os.PathLike[str], step: int | None, options: Mapping[str, Any] | None
+) -> tuple[StorageBackend, int | None]:
+    """Return the storage of a directory of checkpoints, and the step in it.
+
+    A directory called ``step_N`` is step N of the directory around it.
+    """
+    root = os.fspath(directory)
+    if step is not None:
+        return open_storage(root, **(options or {})), check_step(step)
+    split = split_step_folder(root)
+    if split is not None:
+        root, step = split
+    return open_storage(root, **(options or {})), step
+
+
+def _faults(storage: StorageBackend, step: int | None) -> list[Fault]:
+    folder = folder_of(step)
+    try:
+        manifest = read_manifest(storage, step)
+    except (CorruptCheckpointError, NewerFormatError) as error:
+        return [Fault(step, f"{folder}{MANIFEST}", str(error))]
+    faults = []
+    for file in manifest.files:
+        try:
+            check_file(storage, folder, file)
+        except CorruptCheckpointError as error:
+            faults.append(Fault(step, f"{folder}{file.key}", str(error)))
+    return faults

@@ -1,0 +1,351 @@
+"""CheckpointManager: periodic checkpoints of a training run, in the background, with retention."""
+
+import logging
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vibe_store.checkpoint.arguments import (
+    STATE,
+    check_items,
+    check_json_object,
+    check_metrics,
+    check_positive,
+)
+from vibe_store.checkpoint.background import BackgroundSave, failure_of
+from vibe_store.checkpoint.commit import Content, delete_steps, info_of, read_manifest, write_checkpoint
+from vibe_store.checkpoint.layout import MANIFEST, PINNED, check_step, folder_of, read_best, step_folders
+from vibe_store.checkpoint.reading import load_items, load_metadata_of
+from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.checkpoint.writer_lock import WriterLease
+from vibe_store.errors import (
+    CheckpointerClosedError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DamagedCheckpointWarning,
+    InvalidValueError,
+    SaveFailedError,
+    StepAlreadyExistsError,
+    VibeStoreError,
+)
+from vibe_store.interfaces import Blob, Checkpointer, CheckpointInfo, PyTree, RetentionPolicy, Serializer
+from vibe_store.registry import get_retention, get_serializer, open_storage
+from vibe_store.retention import BestFn, best, keep_period_steps, latest, steps_to_delete
+
+__all__ = ["CheckpointManager"]
+
+_log = logging.getLogger("vibe_store")
+_LONG_WAIT_SECS = 1.0
+
+
+class CheckpointManager(Checkpointer):
+    """Saves every so many steps, keeps the best and the most recent, and restores.
+
+    A save is decided and copied to the host in the caller's thread and written in the background: the caller
+    may donate and change everything at once. What goes wrong in the background is raised, once, by the next
+    :meth:`save`, :meth:`wait` or :meth:`close`.
+
+    The directory is created, and locked for this process, by the first save. Reading needs no lock. A manager
+    is used from one thread at a time.
+
+    Args:
+        directory: a local folder or the URL of one, for all checkpoints of one run.
+        max_to_keep: how many of the highest steps to keep.
+        keep_period: keep every step that is a multiple of this for ever; 0 is one.
+        save_interval_steps: :meth:`save` does something only for multiples of this.
+        async_timeout_secs: how long a save in the background may take; None to save in the caller's thread.
+        best_fn: from the metrics that ``save`` was given to the number that ranks a checkpoint. The best one
+        is
+            kept whatever its age. Without metrics, without the metric that is looked up (a ``KeyError``) or
+            with NaN, a checkpoint is never best. Of equals the earliest is best.
+        best_mode: whether the lowest ("min") or the highest ("max") rank is best.
+        serializer: the name of a serializer, or one.
+        retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``".
+        storage_options: options of the storage, such as credentials.
+
+    Whatever the policy, these are never deleted: the highest step, the best one, the target of ``best``,
+    pinned
+    ones, those of ``keep_period``, the one saved last, and the one that was restored, until a higher one is
+    committed.
+
+    Raises:
+        InvalidValueError: an argument has a value that cannot be used.
+        UnknownProviderError: no storage, serializer or retention policy has that name.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_to_keep: int = 5,
+        keep_period: int | None = None,
+        save_interval_steps: int = 1,
+        async_timeout_secs: float | None = 7200,
+        best_fn: BestFn | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        serializer: str | Serializer = "eqx",
+        retention: str | RetentionPolicy | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._policy = _policy(retention, max_to_keep)
+        self._keep_period = None if keep_period is None else check_positive("keep_period", keep_period)
+        self._interval = check_positive("save_interval_steps", save_interval_steps)
+        self._background = (
+            None if async_timeout_secs is None else BackgroundSave(_timeout(async_timeout_secs))
+        )
+        self._best_fn, self._best_mode = best_fn, _mode(best_mode)
+        self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
+        self._storage = open_storage(directory, **(storage_options or {}))
+        self._lease: WriterLease | None = None
+        self._infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
+        self._restored: int | None = None
+        self._last: CheckpointInfo | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"CheckpointManager({self._storage.url!r})"
+
+    def save(
+        self,
+        step: int,
+        pytree: PyTree,
+        *,
+        items: Mapping[str, PyTree] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> bool:
+        step = check_step(step)
+        if step % self._interval and not force:
+            return False
+        trees, ranked = check_items(pytree, items), check_metrics(metrics)
+        described = None if metadata is None else check_json_object("metadata", metadata)
+        if self._best_fn is not None and ranked is not None:
+            _check_rank(self._best_fn, ranked)
+        self._settle_before(step)
+        self._lock()
+        if any(True for _ in self._storage.list(f"{folder_of(step)}{MANIFEST}")):
+            raise StepAlreadyExistsError(
+                f"A checkpoint of step {step} is already in {self._storage.url}. "
+                "Save another step, or replace it with save_checkpoint()."
+            )
+        if self._background is None:
+            self._save_here(step, Content(trees, described, ranked))
+            return True
+        snapshots = {name: self._serializer.snapshot(tree) for name, tree in trees.items()}
+        content = Content(snapshots, described, ranked)
+        self._background.start(step, lambda: self._write(step, content))
+        return True
+
+    def restore(
+        self,
+        step: int | None,
+        like: PyTree,
+        *,
+        items: Mapping[str, PyTree] | None = None,
+        partial: bool = False,
+    ) -> PyTree:
+        likes = check_items(like, items)
+        self._settle()
+        if step is None:
+            step, loaded = self._load_newest(likes, partial=partial)
+        else:
+            step = check_step(step)
+            loaded = load_items(self._storage, step, likes, partial=partial, serializer=self._serializer)
+        self._restored = step
+        state = loaded.pop(STATE)
+        return state if items is None else (state, loaded)
+
+    def info(self, step: int) -> CheckpointInfo:
+        step = check_step(step)
+        self._settle()
+        pinned = any(blob.key == f"{folder_of(step)}{PINNED}" for blob in self._storage.list(folder_of(step)))
+        return info_of(read_manifest(self._storage, step), pinned=pinned)
+
+    def metadata(self, step: int) -> dict[str, Any] | None:
+        step = check_step(step)
+        self._settle()
+        return load_metadata_of(self._storage, step)
+
+    def latest_step(self) -> int | None:
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        self._settle()
+        return None if self._best_fn is None else best(self._all_infos(), self._best_fn, self._best_mode)
+
+    def all_steps(self) -> list[int]:
+        self._settle()
+        return [f.step for f in step_folders(self._storage, frozenset()) if f.status == "committed"]
+
+    @property
+    def last_committed(self) -> CheckpointInfo | None:
+        return self._last
+
+    def pin(self, step: int) -> None:
+        """Keep a committed step, whatever retention says, until :meth:`unpin`.
+
+        Raises:
+            CheckpointNotFoundError: there is no such step.
+        """
+        self._require(step)
+        self._storage.write(f"{folder_of(step)}{PINNED}", b"")
+
+    def unpin(self, step: int) -> None:
+        """Let retention decide about a step again; it goes at the next save at the earliest.
+
+        Raises:
+            CheckpointNotFoundError: there is no such step.
+        """
+        self._require(step)
+        self._storage.delete([f"{folder_of(step)}{PINNED}"])
+
+    def wait(self) -> None:
+        self._settle()
+        if self._background is not None:
+            self._background.raise_failure()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._settle()
+        self._closed = True
+        if self._lease is not None:
+            self._lease.release()
+        if self._background is not None:
+            self._background.raise_failure()
+
+    def _settle(self) -> None:
+        if self._background is not None:
+            self._background.settle()
+
+    def _settle_before(self, step: int) -> None:
+        """Wait for the save before this one, say how long that took, and raise what went wrong in it."""
+        if self._closed:
+            raise CheckpointerClosedError(
+                f"{self!r} was closed, so step {step} cannot be saved. Open another manager."
+            )
+        if self._background is None:
+            return
+        before, began = self._background.step, time.monotonic()
+        self._background.settle()
+        if before is not None:
+            waited = time.monotonic() - began
+            level = logging.WARNING if waited >= _LONG_WAIT_SECS else logging.INFO
+            _log.log(level, "The save of step %d waited %.2f s for that of step %d.", step, waited, before)
+        self._background.raise_failure()
+
+    def _lock(self) -> None:
+        if self._lease is None or not self._lease.valid:
+            self._lease = lock_and_sweep(self._storage, "manager")
+            weakref.finalize(self, self._lease.release)
+
+    def _require(self, step: int) -> None:
+        step = check_step(step)
+        self._settle()
+        read_manifest(self._storage, step)
+        self._lock()
+
+    def _save_here(self, step: int, content: Content) -> None:
+        try:
+            self._write(step, content)
+        except VibeStoreError:
+            raise
+        except Exception as error:
+            raise failure_of(step, error) from error
+
+    def _write(self, step: int, content: Content) -> None:
+        manifest = write_checkpoint(self._storage, step, content, self._serializer, replace=False)
+        self._last = info_of(manifest, pinned=False)
+        try:
+            self._prune()
+        except Exception as error:
+            raise SaveFailedError(
+                f"Step {step} was saved, but deleting older checkpoints after it failed: {error} "
+                f"({type(error).__name__}). Training can go on; it is tried again after the next save.",
+                step=step,
+            ) from error
+
+    def _prune(self) -> None:
+        try:
+            infos = self._all_infos()
+            marked = read_best(self._storage)
+        except (OSError, ValueError) as error:
+            _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
+            return
+        steps = [info.step for info in infos if info.step is not None]
+        ranked = None if self._best_fn is None else best(infos, self._best_fn, self._best_mode)
+        last = None if self._last is None else self._last.step
+        restored = (
+            self._restored if last is None or self._restored is None or last <= self._restored else None
+        )
+        protected = {ranked, marked, last, restored, *keep_period_steps(steps, self._keep_period)}
+        delete_steps(self._storage, sorted(steps_to_delete(infos, self._policy, protected=protected)))
+
+    def _all_infos(self) -> list[CheckpointInfo]:
+        """Return the record of every committed step; manifests that did not change are not read again."""
+        known, self._infos = self._infos, {}
+        for folder in step_folders(self._storage, frozenset()):
+            if folder.manifest is None:
+                continue
+            manifest, info = known.get(folder.step, (None, None))
+            if info is None or manifest != folder.manifest or info.pinned != folder.pinned:
+                info = info_of(read_manifest(self._storage, folder.step), pinned=folder.pinned)
+            self._infos[folder.step] = (folder.manifest, info)
+        return [info for _, info in self._infos.values()]
+
+    def _load_newest(self, likes: Mapping[str, PyTree], *, partial: bool) -> tuple[int, dict[str, PyTree]]:
+        steps = self.all_steps()
+        for step in reversed(steps):
+            try:
+                return step, load_items(
+                    self._storage, step, likes, partial=partial, serializer=self._serializer
+                )
+            except CorruptCheckpointError as error:
+                warnings.warn(
+                    f"Step {step} in {self._storage.url} does not verify and is passed over: {error}",
+                    DamagedCheckpointWarning,
+                    stacklevel=3,
+                )
+        if steps:
+            raise CorruptCheckpointError(f"None of the steps {steps} in {self._storage.url} verifies.")
+        raise CheckpointNotFoundError(f"There is no checkpoint in {self._storage.url}.")
+
+
+def _policy(retention: str | RetentionPolicy | None, max_to_keep: int) -> RetentionPolicy:
+    if retention is None:
+        return latest(max_to_keep)
+    return get_retention(retention) if isinstance(retention, str) else retention
+
+
+def _mode(mode: str) -> Literal["min", "max"]:
+    if mode == "min":
+        return "min"
+    if mode == "max":
+        return "max"
+    raise InvalidValueError(f'best_mode is "min" or "max"; got {mode!r}.')
+
+
+def _timeout(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidValueError(
+            f"async_timeout_secs is a number of seconds above 0, or None to save in the caller's thread; "
+            f"got {seconds!r}."
+        )
+    return float(seconds)
+
+
+def _check_rank(best_fn: BestFn, metrics: Mapping[str, float]) -> None:
+    try:
+        rank = best_fn(metrics)
+    except KeyError:
+        return
+    try:
+        float(rank)
+    except (TypeError, ValueError):
+        raise InvalidValueError(
+            f"best_fn returned {rank!r} for the metrics {dict(metrics)}; it has to return a number."
+        ) from None

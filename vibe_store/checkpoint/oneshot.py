@@ -1,0 +1,200 @@
+"""Saving and loading one checkpoint outside a training loop."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vibe_store.checkpoint.arguments import (
+    STATE,
+    check_items,
+    check_json_object,
+    check_metrics,
+    check_positive,
+)
+from vibe_store.checkpoint.commit import Content, write_checkpoint
+from vibe_store.checkpoint.layout import MANIFEST, folder_of, step_folders
+from vibe_store.checkpoint.looking import locate
+from vibe_store.checkpoint.manifest import decode
+from vibe_store.checkpoint.pending import pending_keys
+from vibe_store.checkpoint.reading import load_items, load_metadata_of
+from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.errors import CheckpointNotFoundError, UnsupportedLeafError
+from vibe_store.interfaces import PyTree, Serializer, StorageBackend
+from vibe_store.registry import get_serializer
+from vibe_store.serializers import eqx
+
+__all__ = ["load_checkpoint", "load_eqx", "load_metadata", "save_checkpoint"]
+
+
+def save_checkpoint(
+    directory: str | os.PathLike[str],
+    pytree: PyTree,
+    *,
+    step: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    unreplicate: bool = False,
+    items: Mapping[str, PyTree] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    serializer: str | Serializer = "eqx",
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a pytree, durably when this returns; a checkpoint that is there already is replaced, at once and
+    whole.
+
+    Args:
+        directory: a local folder or the URL of one; it is created. A folder called ``step_N`` is step N of
+        the
+            folder around it.
+        pytree: what to save.
+        step: save into the subfolder ``step_{step}``; without it, into ``directory`` itself.
+        metadata: anything that JSON can hold; see :func:`load_metadata`.
+        unreplicate: save only the first replica, ``leaf[0]`` of every array.
+        items: further pytrees by name, in files of their own.
+        metrics: numbers to rank checkpoints by.
+        serializer: the name of a serializer, or one.
+        storage_options: options of the storage, such as credentials.
+
+    Raises:
+        InvalidValueError: an argument has a value that cannot be used.
+        UnsupportedLeafError: a leaf cannot be stored, or has no replicas to take the first of; by path.
+        WriterLockedError: another process is writing to this directory.
+        OSError: the storage failed; what was there before is there still.
+    """
+    storage, step = locate(directory, step, storage_options)
+    trees, described = (
+        check_items(pytree, items),
+        None if metadata is None else check_json_object("metadata", metadata),
+    )
+    if unreplicate:
+        trees = {name: _first_replica(tree) for name, tree in trees.items()}
+    writer = get_serializer(serializer) if isinstance(serializer, str) else serializer
+    content = Content(trees, described, check_metrics(metrics))
+    lease = lock_and_sweep(storage, "one-shot")
+    try:
+        write_checkpoint(storage, step, content, writer, replace=True)
+    finally:
+        lease.release()
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str],
+    like: PyTree,
+    *,
+    step: int | None = None,
+    replicate_to: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> PyTree:
+    """Load the pytree of one checkpoint, verified, into the structure of ``like``.
+
+    Args:
+        directory: the folder that was given to :func:`save_checkpoint`, or one step's own folder.
+        like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
+        step: load from the subfolder ``step_{step}``; without it, from ``directory`` itself.
+        replicate_to: broadcast every array to ``(replicate_to, *shape)``; other leaves stay as they are.
+        storage_options: options of the storage, such as credentials.
+
+    Raises:
+        CheckpointNotFoundError: there is no such checkpoint.
+        TemplateMismatchError: template and checkpoint differ; every difference is in it, by path.
+        CorruptCheckpointError: what is stored is not what was saved.
+    """
+    copies = None if replicate_to is None else check_positive("replicate_to", replicate_to)
+    storage, step = locate(directory, step, storage_options)
+    try:
+        tree = load_items(storage, step, {STATE: like}, partial=False)[STATE]
+    except CheckpointNotFoundError:
+        tree = _load_hand_written(storage, step, like)
+    return tree if copies is None else jax.tree.map(lambda leaf: _replicate(leaf, copies), tree)
+
+
+def load_metadata(
+    directory: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Return the metadata that a checkpoint was saved with; None where there is none.
+
+    Args:
+        directory: the folder that was given to :func:`save_checkpoint`, or one step's own folder.
+        step: the step; without it, the checkpoint of ``directory`` itself.
+        storage_options: options of the storage, such as credentials.
+
+    Raises:
+        CorruptCheckpointError: what is stored is not what was saved.
+    """
+    storage, step = locate(directory, step, storage_options)
+    try:
+        return load_metadata_of(storage, step)
+    except CheckpointNotFoundError:
+        return None
+
+
+def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """Load one ``.eqx`` file, written by :func:`save_eqx`, by a checkpoint or by plain Equinox.
+
+    Where the file belongs to a checkpoint that keeps it under another name (because it was replaced), that
+    file is read.
+
+    Args:
+        path: the file.
+        like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        TemplateMismatchError: template and file differ; every difference is in it, by path.
+        CorruptCheckpointError: the file is not what was written.
+    """
+    return eqx.load_eqx(_resolve(Path(path)), like)
+
+
+def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree) -> PyTree:
+    """Load a ``state.eqx`` that no manifest names; raise what is there instead."""
+    key = f"{folder_of(step)}{STATE}.eqx"
+    local = storage.local_path(key)
+    if local is not None and local.is_file() and key not in pending_keys(storage):
+        return eqx.load_eqx(local, like)
+    steps = [str(folder.step) for folder in step_folders(storage, pending_keys(storage))]
+    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    hint = f" It has the steps {', '.join(steps)}; pass one as step=." if steps else ""
+    raise CheckpointNotFoundError(f"There is {what} in {storage.url}.{hint}")
+
+
+def _resolve(path: Path) -> Path:
+    """Return the file that holds the bytes of ``path``, as the manifest beside it says, if there is one."""
+    try:
+        data = (path.parent / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    if path.is_file():
+        return path
+    manifest = decode(data, where=str(path.parent / MANIFEST))
+    files = {name: file for item in manifest.items.values() for name, file in item.files.items()}
+    return path.parent / files[path.name].key if path.name in files else path
+
+
+def _first_replica(tree: PyTree) -> PyTree:
+    def first(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            return leaf
+        if leaf.ndim == 0:
+            raise UnsupportedLeafError(
+                f"The leaf {jax.tree_util.keystr(path) or 'at the root'} is a 0-d array, "
+                "so it has no device axis to take the first replica of. Save without unreplicate=True."
+            )
+        return leaf[0]
+
+    return jax.tree_util.tree_map_with_path(first, tree)
+
+
+def _replicate(leaf: Any, copies: int) -> Any:
+    if isinstance(leaf, jax.Array):
+        return jnp.broadcast_to(leaf, (copies, *leaf.shape))
+    if isinstance(leaf, np.ndarray):
+        return np.broadcast_to(leaf, (copies, *leaf.shape)).copy()
+    return leaf

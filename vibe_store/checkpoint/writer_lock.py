@@ -1,0 +1,153 @@
+"""One writing process for each local directory: a lock that goes with its process, however that ends.
+
+The lock is ``flock`` on ``.vibe_store/writer.lock``, held once per process and counted, so that any number of
+managers of one process share it. A forked child has none of its parent's locks; where the parent writes, the
+child is refused like any other process.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from vibe_store.errors import WriterLockedError
+
+__all__ = ["WriterLease", "acquire_writer_lock"]
+
+_log = logging.getLogger("vibe_store")
+
+Purpose = Literal["manager", "one-shot"]
+_ONE_SHOT_PATIENCE_SECS = 30.0
+_POLL_SECS = 0.02
+_UNLOCKABLE = (-1, -1)
+
+
+@dataclass
+class _Held:
+    descriptor: int
+    leases: int = 0
+
+
+_held: dict[tuple[int, int], _Held] = {}
+_guard = threading.RLock()
+
+
+@dataclass
+class WriterLease:
+    """One writer's share of its process's lock on a directory."""
+
+    _identity: tuple[int, int]
+    _released: bool = False
+    _pid: int = field(default_factory=os.getpid)
+
+    @classmethod
+    def without_lock(cls) -> Self:
+        """Return a lease on a directory that cannot be locked."""
+        return cls(_UNLOCKABLE)
+
+    @property
+    def valid(self) -> bool:
+        """Whether this process holds it: not released, and not inherited by a fork."""
+        return not self._released and self._pid == os.getpid()
+
+    def release(self) -> None:
+        """Give it back; the last lease of a process unlocks the directory. Twice is no error."""
+        with _guard:
+            if not self.valid:
+                return
+            self._released = True
+            held = _held.get(self._identity)
+            if held is None:
+                return
+            held.leases -= 1
+            if held.leases == 0:
+                del _held[self._identity]
+                os.close(held.descriptor)
+
+
+def acquire_writer_lock(path: Path, purpose: Purpose) -> WriterLease:
+    """Lock the directory whose lock file is ``path`` for this process.
+
+    Where another process holds it for one save only ("one-shot"), this waits for that save; where a manager
+    holds it, or the wait gets long, it raises.
+
+    Raises:
+        WriterLockedError: another process is writing there.
+    """
+    deadline = time.monotonic() + _ONE_SHOT_PATIENCE_SECS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _guard:
+            lease = _try_acquire(path, purpose)
+        if lease is not None:
+            return lease
+        holder = _holder(path)
+        if holder.get("purpose") != "one-shot" or time.monotonic() > deadline:
+            raise WriterLockedError(
+                f"{path.parent.parent} is being written to by process {holder.get('pid', 'unknown')} on "
+                f"{holder.get('host', 'unknown host')} since {holder.get('since', 'an unknown time')}. "
+                "Stop that process, or give this one a directory of its own. Reading is not affected."
+            )
+        time.sleep(_POLL_SECS)
+
+
+def _try_acquire(path: Path, purpose: Purpose) -> WriterLease | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    status = os.fstat(descriptor)
+    identity = (status.st_dev, status.st_ino)
+    if (held := _held.get(identity)) is not None:
+        os.close(descriptor)
+        held.leases += 1
+        if purpose == "manager":
+            _sign(held.descriptor, purpose)
+        return WriterLease(identity)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        _log.warning(
+            "%s cannot be locked (%s), so nothing keeps a second process from writing there.", path, error
+        )
+        return WriterLease.without_lock()
+    _held[identity] = _Held(descriptor, 1)
+    _sign(descriptor, purpose)
+    return WriterLease(identity)
+
+
+def _sign(descriptor: int, purpose: Purpose) -> None:
+    """Say in the lock file who holds it: for people, and for whoever has to decide whether to wait."""
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "purpose": purpose}
+    data = json.dumps(holder).encode()
+    os.pwrite(descriptor, data, 0)
+    os.ftruncate(descriptor, len(data))
+
+
+def _holder(path: Path) -> dict[str, object]:
+    try:
+        holder = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {"purpose": "one-shot"}  # it is just being written: look again
+    return holder if isinstance(holder, dict) else {}
+
+
+def _forget_in_child() -> None:
+    # Closing does not unlock what the parent holds; unlocking would.
+    global _guard
+    _guard = threading.RLock()
+    for held in _held.values():
+        os.close(held.descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
