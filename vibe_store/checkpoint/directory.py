@@ -1,6 +1,5 @@
 """The start of a training run: resume what a directory holds, wipe it, or refuse."""
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from vibe_store.checkpoint.layout import (
     step_folders,
 )
 from vibe_store.checkpoint.manager import CheckpointManager
+from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import check_file
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.errors import (
@@ -26,14 +26,13 @@ from vibe_store.errors import (
     InvalidValueError,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
-from vibe_store.registry import open_storage
 from vibe_store.retention import BestFn
 
 __all__ = ["delete_step_folders", "initialize_checkpoint_dir"]
 
 
 def initialize_checkpoint_dir(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     *,
     keep_period: int | None = None,
     overwrite: bool = False,
@@ -84,7 +83,7 @@ def initialize_checkpoint_dir(
         retention=retention,
         storage_options=storage_options,
     )
-    storage = open_storage(directory, **(storage_options or {}))
+    storage = open_directory(directory, storage_options)
     if overwrite:
         _wipe(storage)
         return manager, False

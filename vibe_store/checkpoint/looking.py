@@ -3,7 +3,6 @@
 Imports no JAX, so that the command line answers at once.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +10,18 @@ from typing import Any, Literal
 from vibe_store.checkpoint.commit import info_of, read_manifest
 from vibe_store.checkpoint.layout import (
     MANIFEST,
-    check_step,
     folder_of,
     read_best,
-    split_step_folder,
     step_folders,
 )
 from vibe_store.checkpoint.manifest import Manifest
+from vibe_store.checkpoint.opening import Directory, locate, open_directory
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import check_file
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import CheckpointInfo, StorageBackend
-from vibe_store.registry import open_storage
 
-__all__ = ["CheckpointStatus", "Fault", "list_checkpoints", "load_manifest", "locate", "verify_checkpoint"]
+__all__ = ["CheckpointStatus", "Fault", "list_checkpoints", "load_manifest", "verify_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +59,10 @@ class Fault:
 
 
 def list_checkpoints(
-    directory: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+    directory: Directory, *, storage_options: Mapping[str, Any] | None = None
 ) -> list[CheckpointStatus]:
     """Return what each ``step_N`` folder of a directory holds, by step; reads manifests only."""
-    storage = open_storage(directory, **(storage_options or {}))
+    storage = open_directory(directory, storage_options)
     best = read_best(storage)
     found = []
     for folder in step_folders(storage, pending_keys(storage)):
@@ -83,7 +80,7 @@ def list_checkpoints(
 
 
 def load_manifest(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     *,
     step: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -99,7 +96,7 @@ def load_manifest(
 
 
 def verify_checkpoint(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     *,
     step: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -125,22 +122,6 @@ def verify_checkpoint(
     if not steps:
         raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
     return [fault for each in steps for fault in _faults(storage, each)]
-
-
-def locate(
-    directory: str | os.PathLike[str], step: int | None, options: Mapping[str, Any] | None
-) -> tuple[StorageBackend, int | None]:
-    """Return the storage of a directory of checkpoints, and the step in it.
-
-    A directory called ``step_N`` is step N of the directory around it.
-    """
-    root = os.fspath(directory)
-    if step is not None:
-        return open_storage(root, **(options or {})), check_step(step)
-    split = split_step_folder(root)
-    if split is not None:
-        root, step = split
-    return open_storage(root, **(options or {})), step
 
 
 def _faults(storage: StorageBackend, step: int | None) -> list[Fault]:

@@ -1,7 +1,6 @@
 """CheckpointManager: periodic checkpoints of a training run, in the background, with retention."""
 
 import logging
-import os
 import time
 import warnings
 import weakref
@@ -18,6 +17,7 @@ from vibe_store.checkpoint.arguments import (
 from vibe_store.checkpoint.background import BackgroundSave, failure_of
 from vibe_store.checkpoint.commit import Content, delete_steps, info_of, read_manifest, write_checkpoint
 from vibe_store.checkpoint.layout import MANIFEST, PINNED, check_step, folder_of, read_best, step_folders
+from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.checkpoint.writer_lock import WriterLease
@@ -32,7 +32,7 @@ from vibe_store.errors import (
     VibeStoreError,
 )
 from vibe_store.interfaces import Blob, Checkpointer, CheckpointInfo, PyTree, RetentionPolicy, Serializer
-from vibe_store.registry import get_retention, get_serializer, open_storage
+from vibe_store.registry import get_retention, get_serializer
 from vibe_store.retention import BestFn, best, keep_period_steps, latest, steps_to_delete
 
 __all__ = ["CheckpointManager"]
@@ -52,7 +52,7 @@ class CheckpointManager(Checkpointer):
     is used from one thread at a time.
 
     Args:
-        directory: a local folder or the URL of one, for all checkpoints of one run.
+        directory: a local folder or the URL of one, for all checkpoints of one run; or an open storage.
         max_to_keep: how many of the highest steps to keep.
         keep_period: keep every step that is a multiple of this for ever; 0 is one.
         save_interval_steps: :meth:`save` does something only for multiples of this.
@@ -78,7 +78,7 @@ class CheckpointManager(Checkpointer):
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: Directory,
         *,
         max_to_keep: int = 5,
         keep_period: int | None = None,
@@ -98,7 +98,7 @@ class CheckpointManager(Checkpointer):
         )
         self._best_fn, self._best_mode = best_fn, _mode(best_mode)
         self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
-        self._storage = open_storage(directory, **(storage_options or {}))
+        self._storage = open_directory(directory, storage_options)
         self._lease: WriterLease | None = None
         self._infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
         self._restored: int | None = None

@@ -18,8 +18,8 @@ from vibe_store.checkpoint.arguments import (
 )
 from vibe_store.checkpoint.commit import Content, write_checkpoint
 from vibe_store.checkpoint.layout import MANIFEST, folder_of, step_folders
-from vibe_store.checkpoint.looking import locate
 from vibe_store.checkpoint.manifest import decode
+from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
@@ -32,7 +32,7 @@ __all__ = ["load_checkpoint", "load_eqx", "load_metadata", "save_checkpoint"]
 
 
 def save_checkpoint(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     pytree: PyTree,
     *,
     step: int | None = None,
@@ -82,7 +82,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     like: PyTree,
     *,
     step: int | None = None,
@@ -113,7 +113,7 @@ def load_checkpoint(
 
 
 def load_metadata(
-    directory: str | os.PathLike[str],
+    directory: Directory,
     *,
     step: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
