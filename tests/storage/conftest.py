@@ -1,0 +1,45 @@
+"""Fresh storages of each kind for the tests of storages."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vibe_store.interfaces import StorageBackend
+from vibe_store.storage.fsspec import FsspecStorage
+from vibe_store.storage.local import LocalStorage
+from vibe_store.storage.memory import MemoryStorage
+
+Opener = Callable[[], StorageBackend]
+"""Opens the same, at first empty, root each time."""
+
+
+def _opener(kind: str, tmp_path: Path) -> Opener:
+    if kind == "local":
+        return lambda: LocalStorage(str(tmp_path / "root"))
+    if kind == "fsspec":
+        return lambda: FsspecStorage(f"file://{tmp_path}/root")
+    url = f"memory://{uuid.uuid4().hex}/root"
+    return lambda: MemoryStorage(url)
+
+
+@pytest.fixture(params=["local", "memory", "fsspec"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    return _opener(request.param, tmp_path)
+
+
+@pytest.fixture(params=["local", "memory"])
+def exact_opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Of the kinds that create conditionally."""
+    return _opener(request.param, tmp_path)
+
+
+@pytest.fixture
+def storage(opener: Opener) -> StorageBackend:
+    return opener()
+
+
+@pytest.fixture
+def exact_storage(exact_opener: Opener) -> StorageBackend:
+    return exact_opener()

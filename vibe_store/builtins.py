@@ -1,0 +1,34 @@
+"""The storages, serializers and retention policies of vibe_store itself, registered like any plugin's."""
+
+from collections.abc import Sequence
+
+from vibe_store.hookspecs import Provider, hookimpl
+
+__all__ = ["vibe_store_retention", "vibe_store_serializers", "vibe_store_storage"]
+
+_FSSPEC = "vibe_store.storage.fsspec:FsspecStorage"
+
+
+@hookimpl
+def vibe_store_storage() -> Sequence[Provider]:
+    """Register the storages; the one named ``"fsspec"`` also opens every scheme that only fsspec knows."""
+    return (
+        Provider(name="file", target="vibe_store.storage.local:LocalStorage"),
+        Provider(name="memory", target="vibe_store.storage.memory:MemoryStorage"),
+        Provider(name="s3", target=_FSSPEC, install="vibe-store[s3]"),
+        Provider(name="gs", target=_FSSPEC, install="vibe-store[gcs]"),
+        Provider(name="gcs", target=_FSSPEC, install="vibe-store[gcs]"),
+        Provider(name="fsspec", target=_FSSPEC),
+    )
+
+
+@hookimpl
+def vibe_store_serializers() -> Sequence[Provider]:
+    """Register the serializers."""
+    return (Provider(name="eqx", target="vibe_store.serializers.eqx:EqxSerializer"),)
+
+
+@hookimpl
+def vibe_store_retention() -> Sequence[Provider]:
+    """Register the retention policies."""
+    return (Provider(name="latest", target="vibe_store.retention:latest"),)

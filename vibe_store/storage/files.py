@@ -1,0 +1,188 @@
+"""Files that appear whole and durable, or not at all: what a storage on a local disk is made of."""
+
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from uuid import uuid4
+
+from vibe_store.storage.keys import TEMPORARY_PREFIX
+
+__all__ = [
+    "copy",
+    "create",
+    "discarded",
+    "explained",
+    "in_folder",
+    "open_temporary",
+    "remove_if_abandoned",
+    "sync",
+    "sync_folder",
+]
+
+_T = TypeVar("_T")
+
+_ATTEMPTS = 100
+"""How often a writer makes its folder anew, when somebody who deletes keeps removing the folder as empty."""
+
+_UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
+_NO_HARD_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
+_NO_FAST_COPY = _UNSUPPORTED | {errno.EPERM, errno.EXDEV, errno.EBADF, errno.ETXTBSY}
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space there, or choose another place",
+    errno.EDQUOT: "Free some of your quota there, or choose another place",
+    errno.EACCES: "Check the permissions of the folder, or choose another place",
+    errno.EPERM: "Check the permissions of the folder, or choose another place",
+    errno.EROFS: "Choose a place that can be written to",
+    errno.ENAMETOOLONG: "Choose shorter names",
+}
+
+
+def in_folder(folder: Path, action: Callable[[], _T]) -> _T:
+    """Make a folder and do something in it; again, if somebody removed it in between as empty."""
+    for _ in range(_ATTEMPTS):
+        try:
+            _make_folder(folder)
+            return action()
+        except FileNotFoundError:
+            continue
+    _make_folder(folder)
+    return action()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, each durable in its own parent."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
+
+
+def open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
+    """Make an empty hidden file, locked while it is open, so that nobody takes it for a dead writer's."""
+    while True:
+        path = folder / f"{TEMPORARY_PREFIX}{uuid4().hex}"
+        file = path.open("xb")
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                file.close()
+                path.unlink()
+                raise
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return file, path
+        file.close()  # swept before it was locked
+
+
+@contextmanager
+def discarded(file: BinaryIO, path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Pass on a file, then close it and remove what the body did not rename."""
+    try:
+        with file:
+            yield file, path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def create(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise FileExistsError(errno.EEXIST, "it exists already") from error
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with _locked(path.parent):
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, "it exists already") from None
+            temporary.replace(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the one lock of a folder; it goes with its process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_if_abandoned(path: Path) -> bool:
+    """Remove an unfinished file unless its writer may be alive."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, PermissionError):
+        return False  # finished meanwhile, or another user's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or error.errno in _UNSUPPORTED:
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def copy(source: BinaryIO, target: BinaryIO) -> None:
+    """Copy to the end: in the kernel where it can, which shares the blocks where the file system can."""
+    if sys.platform == "linux":
+        try:
+            while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in _NO_FAST_COPY:
+                raise
+    # Whatever is left: everything where there is no fast path, else nothing.
+    shutil.copyfileobj(source, target, 1 << 20)
+    target.flush()
+
+
+def sync(descriptor: int) -> None:
+    """Return once the file is on the disk itself."""
+    if sys.platform == "darwin":
+        with suppress(OSError):  # network volumes have no full sync, only the plain one
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, as far as its file system can tell."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(attempt: str) -> Iterator[None]:
+    """Make an error of the operating system a sentence that says what, where, why and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        advice = _ADVICE.get(error.errno)
+        message = f"Could not {attempt}: {error.strerror}" + (f". {advice}." if advice else ".")
+        raise OSError(error.errno, message) from error
