@@ -1,0 +1,177 @@
+"""A snapshot is on the host, and nothing that happens to the tree afterwards reaches it."""
+
+import functools
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vibe_store.errors import UnsupportedLeafError
+from vibe_store.serializers.eqx import EqxSerializer, load_eqx, save_eqx
+
+
+def test_donation_and_mutation_after_a_snapshot_do_not_change_it(tmp_path: Path) -> None:
+    tree = {
+        "jax": jnp.arange(100_000.0),
+        "numpy": np.arange(1000),
+        "key": jax.random.key(5),
+        "half": jnp.ones(64, jnp.bfloat16),
+    }
+    key = np.asarray(jax.random.key_data(tree["key"])).copy()
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), {**tree, "numpy": 0} | {"numpy": tree["key"]}
+    )
+    like["numpy"] = np.zeros(1000, np.int64)
+    snapshot = EqxSerializer().snapshot(tree)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def overwrite(arrays: Any) -> Any:
+        return {
+            "jax": arrays["jax"] * 0 - 1,
+            "half": arrays["half"] * 0,
+            "key": jax.random.split(arrays["key"])[0],
+        }
+
+    out = overwrite({name: tree[name] for name in ("jax", "half", "key")})
+    assert jax.block_until_ready(out)["jax"][0] == -1
+    tree["numpy"][:] = -1
+
+    save_eqx(tmp_path / "tree.eqx", snapshot)
+    loaded = load_eqx(tmp_path / "tree.eqx", like)
+    assert np.array_equal(loaded["jax"], np.arange(100_000.0, dtype=np.float32))
+    assert np.array_equal(loaded["numpy"], np.arange(1000))
+    assert np.array_equal(loaded["half"], np.ones(64))
+    assert np.array_equal(jax.random.key_data(loaded["key"]), key)
+
+
+def test_a_snapshot_shares_no_memory_with_the_tree() -> None:
+    arrays = [
+        jnp.arange(4096.0),
+        jnp.ones(()),
+        np.arange(10),
+        np.asfortranarray(np.ones((3, 4))),
+        np.ones(9)[::2],
+    ]
+    for array, leaf in zip(arrays, EqxSerializer().snapshot(arrays), strict=True):
+        data = leaf if isinstance(leaf, np.ndarray) else leaf.data
+        assert not np.shares_memory(data, np.asarray(array))
+        assert data.flags.c_contiguous
+
+
+def test_a_snapshot_leaves_the_buffers_of_the_tree_free_to_be_donated() -> None:
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = step(jnp.zeros(1 << 18))
+    address = array.unsafe_buffer_pointer()
+    EqxSerializer().snapshot(array)
+    assert step(array).unsafe_buffer_pointer() == address
+
+
+def test_a_snapshot_has_the_structure_of_the_tree() -> None:
+    tree = {
+        "m": eqx.nn.Linear(2, 2, key=jax.random.key(0)),
+        "k": jax.random.key(1),
+        "n": None,
+        "s": "x",
+        "i": 3,
+    }
+    snapshot = EqxSerializer().snapshot(tree)
+    assert jax.tree.structure(snapshot) == jax.tree.structure(tree)
+    assert snapshot["i"] == 3
+
+
+def test_every_leaf_that_cannot_be_stored_is_named_in_one_error() -> None:
+    deleted = jnp.ones(3)
+    deleted.delete()
+    deleted_key = jax.random.key(0)
+    deleted_key.delete()
+    tree = {
+        "object": object(),
+        "objects": np.array([None, 1], dtype=object),
+        "structured": np.zeros(2, [("a", "f4")]),
+        "texts": np.array(["a"]),
+        "text": np.str_("a"),
+        "bytes": np.array([b"a"]),
+        "void": np.zeros(2, "V3"),
+        "long": np.ones(2, np.longdouble),
+        "masked": np.ma.masked_array([1, 2], [True, False]),
+        "int": 2**64,
+        "negative": -(2**63) - 1,
+        "set": {1},
+        "deleted": deleted,
+        "deleted key": deleted_key,
+        "struct": jax.ShapeDtypeStruct((), jnp.float32),
+        "partial": functools.partial(jnp.add, jnp.ones(3)),
+        "fine": 1,
+    }
+    with pytest.raises(UnsupportedLeafError) as caught:
+        EqxSerializer().snapshot(tree)
+    message = str(caught.value)
+    assert message.startswith("16 leaves cannot be stored")
+    assert all(f"['{name}']: it is a" in message for name in tree if name != "fine")
+    assert "fine" not in message
+    for word in ("object", "numpy.str_", "float128", "MaskedArray", "65 bits", "donated", "ShapeDtypeStruct"):
+        assert word in message
+
+
+def test_one_leaf_that_cannot_be_stored_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedLeafError, match=r"^A leaf cannot be stored\. \['a'\]: it is a set"
+    ) as caught:
+        save_eqx(tmp_path / "tree.eqx", {"a": {1}})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_snapshot_inside_jit_says_so() -> None:
+    def inside(x: jax.Array) -> jax.Array:
+        EqxSerializer().snapshot({"x": x})
+        return x
+
+    with pytest.raises(UnsupportedLeafError, match=r"\['x'\]: it is a tracer .* inside jit"):
+        jax.jit(inside)(jnp.ones(3))
+
+
+def test_two_leaves_of_one_path_are_refused() -> None:
+    class Twins:
+        def __init__(self, *children: Any) -> None:
+            self.children = children
+
+    same = jax.tree_util.GetAttrKey("x")
+    jax.tree_util.register_pytree_with_keys(
+        Twins, lambda t: ([(same, child) for child in t.children], None), lambda _, c: Twins(*c)
+    )
+    with pytest.raises(UnsupportedLeafError, match=r"\.x: another leaf has the same path"):
+        EqxSerializer().snapshot(Twins(1, 2))
+
+
+def test_an_array_with_parts_on_other_processes_is_refused_by_path() -> None:
+    code = """
+import sys, jax, numpy as np
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from vibe_store.serializers.eqx import EqxSerializer
+sharding = NamedSharding(Mesh(np.array(jax.devices()), ("a",)), PartitionSpec("a"))
+array = jax.make_array_from_callback((4,), sharding, lambda index: np.arange(4.0)[index])
+try:
+    EqxSerializer().snapshot({"array": array, "fine": 1})
+except TypeError as error:
+    print(error)
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, port, rank], stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    for process in both:
+        output, _ = process.communicate(timeout=120)
+        assert "['array']: it is a jax.Array (float32) with parts on the devices of other processes" in output
+        assert "use the orbax serializer" in output

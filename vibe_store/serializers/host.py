@@ -1,0 +1,140 @@
+"""Brings the leaves of a pytree from their devices to the host, and back to where a template wants them."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vibe_store.errors import InvalidValueError
+from vibe_store.interfaces import Leaf, PyTree
+from vibe_store.serializers.rows import STORED_KINDS
+from vibe_store.serializers.tree import Flat, HostCopy, NDArray, flatten, key_type, show_path
+
+__all__ = ["HostValue", "rebuild", "snapshot", "table_values", "to_host"]
+
+HostValue: TypeAlias = NDArray | str | bytes
+
+
+def snapshot(tree: PyTree) -> PyTree:
+    """Return a tree of the same structure whose leaves are on the host and shared with nobody.
+
+    A ``jax.Array`` (or typed key array) becomes a :class:`~vibe_store.serializers.tree.HostCopy`; a NumPy
+    array becomes a copy in C order; every other leaf is immutable, or a callable, and stays.
+
+    Raises:
+        UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
+    """
+    flat = flatten(tree, to_save=True)
+    return flat.treedef.unflatten(to_host(flat, copy=True))
+
+
+def to_host(flat: Flat, *, copy: bool) -> list[Any]:
+    """Return the leaves as a snapshot has them; without ``copy``, arrays may share memory with the tree.
+
+    Every transfer is started before the first is waited for.
+    """
+    pending = [_start(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in flat.leaves]
+    values: list[Any] = []
+    for index, (row, leaf) in enumerate(zip(flat.rows, pending, strict=True)):
+        if isinstance(leaf, jax.Array):
+            values.append(HostCopy(_fetch(leaf, copy=copy), row.impl))
+        elif isinstance(leaf, np.ndarray):
+            values.append(np.array(leaf, order="C", subok=False) if copy else leaf)
+        else:
+            values.append(leaf)
+        pending[index] = None
+    return values
+
+
+def rebuild(like: Flat, values: Mapping[str, HostValue]) -> PyTree:
+    """Return a tree of the template's structure and leaf types from host values that fit it.
+
+    Args:
+        like: the template, which ``compare`` has accepted. An array that is committed to a sharding, and a
+            ``jax.ShapeDtypeStruct`` that has one, decide where the new array goes; callables are taken over.
+        values: for each path the array, key data, string or bytes that was saved. The arrays are given away.
+
+    Raises:
+        InvalidValueError: an array cannot be put where the template wants it.
+    """
+    new: list[Any] = [_host_leaf(row, leaf, values) for row, leaf in zip(like.rows, like.leaves, strict=True)]
+    on_device = [index for index, row in enumerate(like.rows) if _is_jax(like.leaves[index], row)]
+    free = [index for index in on_device if _sharding(like.leaves[index]) is None]
+    for index, array in zip(free, jax.device_put([new[index] for index in free]), strict=True):
+        new[index] = array
+    for index in on_device:
+        leaf, row = like.leaves[index], like.rows[index]
+        if row.kind == "key":
+            impl = row.impl if isinstance(leaf, HostCopy) else key_type(leaf.dtype)[0]
+            new[index] = jax.random.wrap_key_data(new[index], impl=impl)
+        sharding = _sharding(leaf)
+        if sharding is not None:
+            new[index] = _place(new[index], sharding, row.path)
+    return like.treedef.unflatten(new)
+
+
+def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
+    """Return, by path, the strings and bytes that a leaf table itself holds."""
+    values: dict[str, HostValue] = {}
+    for row in rows:
+        if row.value is not None and row.kind == "str":
+            values[row.path] = row.value
+        elif row.value is not None and row.kind == "bytes":
+            values[row.path] = base64.b64decode(row.value)
+    return values
+
+
+def _start(leaf: jax.Array) -> jax.Array:
+    """Begin to copy an array to the host, without leaving a copy in the caller's array object."""
+    data = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    if data.is_fully_replicated:
+        # A second array object on the same buffer: what JAX caches of its value goes away with it.
+        data = data.addressable_data(0)
+    data.copy_to_host_async()
+    return data
+
+
+def _fetch(data: jax.Array, *, copy: bool) -> NDArray:
+    host: NDArray = np.asarray(data)
+    return np.array(host, order="C") if copy and _may_be_a_view(data) else host
+
+
+def _may_be_a_view(data: jax.Array) -> bool:
+    """Whether NumPy may have been given the very memory that the array lives in."""
+    on_cpu = any(device.platform == "cpu" for device in data.devices())
+    return on_cpu or data.sharding.memory_kind != "device"
+
+
+def _is_jax(leaf: Any, row: Leaf) -> bool:
+    return row.kind in ("array", "key") and isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | HostCopy)
+
+
+def _host_leaf(row: Leaf, leaf: Any, values: Mapping[str, HostValue]) -> Any:
+    if row.kind == "callable":
+        return leaf
+    value = values[row.path]
+    if row.kind == "numpy_scalar" and isinstance(value, np.ndarray):
+        return value[()]
+    if row.kind in STORED_KINDS - {"array", "numpy", "key"} and isinstance(value, np.ndarray):
+        return value.item()
+    return value
+
+
+def _sharding(leaf: Any) -> Any:
+    """Return the sharding that a template asks for, or None."""
+    if isinstance(leaf, jax.Array):
+        return leaf.sharding if leaf.committed else None
+    return getattr(leaf, "sharding", None)
+
+
+def _place(array: Any, sharding: Any, path: str) -> jax.Array:
+    try:
+        placed: jax.Array = jax.device_put(array, sharding)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidValueError(
+            f"The leaf {show_path(path)} cannot be placed as its template asks, on {sharding}: {error}"
+        ) from error
+    return placed
