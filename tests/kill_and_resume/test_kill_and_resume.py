@@ -1,0 +1,199 @@
+"""Real processes, really killed: a run that died and was resumed ends in the bits of one that did not."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from vibe_store.checkpoint import list_checkpoints, load_manifest, verify_checkpoint
+
+TOTAL, INTERVAL = 20_000, 1_000
+TRAINEE = Path(__file__).with_name("trainee.py")
+pytestmark = pytest.mark.xdist_group("kill_and_resume")
+
+
+@dataclass
+class Life:
+    """What one process said of itself."""
+
+    process: subprocess.Popen[str]
+    resumed_from: int = -1
+    reached: int = 0
+    done: bool = False
+    lines: list[str] = field(default_factory=list)
+
+    def hear(self, line: str) -> None:
+        self.lines.append(line)
+        if match := re.fullmatch(r"(resumed|at|done) (\d+)\n", line):
+            what, step = match[1], int(match[2])
+            self.reached = max(self.reached, step)
+            self.done = self.done or what == "done"
+            if what == "resumed":
+                self.resumed_from = step
+
+    def hear_until(self, holds: Callable[["Life"], bool]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.hear(line)
+            if holds(self):
+                return
+
+    def end(self) -> int:
+        self.hear_until(lambda _: False)
+        return self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """The environment of every life; compiled programs are shared, so that each is up sooner."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONWARNINGS": "error::vibe_store.errors.VibeStoreWarning",
+    }
+
+
+@contextmanager
+def life(
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    total: int = TOTAL,
+    die_at_call: int | None = None,
+    after: bool = False,
+) -> Iterator[Life]:
+    settings = {
+        "directory": str(directory),
+        "total": total,
+        "interval": INTERVAL,
+        "die_at_call": die_at_call,
+        "after": after,
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(TRAINEE), json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield Life(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]
+) -> Mapping[str, bytes]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    with life(directory, environment) as straight:
+        assert straight.end() == 0, straight.lines
+    return final_files(directory)
+
+
+def final_files(directory: Path) -> dict[str, bytes]:
+    """The bytes of the last step's items. They hold every leaf, its path and type, and nothing else."""
+    manifest = load_manifest(directory, step=TOTAL)
+    return {
+        name: (directory / f"step_{TOTAL}" / file.key).read_bytes()
+        for item in manifest.items.values()
+        for name, file in item.files.items()
+    }
+
+
+def committed(directory: Path) -> set[int]:
+    return {found.step for found in list_checkpoints(directory) if found.status == "committed"}
+
+
+def wait_for_commit_past(step: int, directory: Path, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not any(found > step for found in committed(directory)):
+        time.sleep(0.001)
+
+
+def test_a_run_killed_ten_times_ends_in_the_same_bits(
+    tmp_path: Path, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+) -> None:
+    lives: list[Life] = []
+    # Inside a save, at calls that are each another phase of it (the list of pending keys, the files, the manifest,
+    # the deletion of an older step and of its files), and shortly after an observed commit, in turn.
+    inside = [(8, False), (13, True), (16, False), (19, True), (22, False)]
+    delays = [0.0, 0.003, 0.01, 0.03, 0.1]
+    for (call, after), delay in zip(inside, delays, strict=True):
+        with life(tmp_path, environment, die_at_call=call, after=after) as dying:
+            assert dying.end() == -signal.SIGKILL, dying.lines
+        lives.append(dying)
+        with life(tmp_path, environment) as killed:
+            killed.hear_until(lambda life: life.resumed_from >= 0)
+            wait_for_commit_past(killed.resumed_from, tmp_path, killed.process)
+            time.sleep(delay)
+            killed.process.send_signal(signal.SIGKILL)
+            assert killed.end() == -signal.SIGKILL, killed.lines
+        lives.append(killed)
+        assert verify_checkpoint(tmp_path) == []
+    with life(tmp_path, environment) as last:
+        assert last.end() == 0, last.lines
+    lives.append(last)
+
+    assert lives[0].resumed_from == 0
+    assert all(after_kill.resumed_from > 0 for after_kill in lives[1:])
+    assert all(later.resumed_from >= earlier.resumed_from for earlier, later in itertools.pairwise(lives))
+    executed = sum(max(each.reached - each.resumed_from, 0) for each in lives)
+    assert executed <= TOTAL + (len(lives) - 1) * INTERVAL
+    assert final_files(tmp_path) == uninterrupted
+
+
+def test_a_run_stopped_by_sigterm_and_ctrl_c_saves_at_once_and_ends_in_the_same_bits(
+    tmp_path: Path, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+) -> None:
+    stopped_at = 0
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with life(tmp_path, environment) as stopped:
+            stopped.hear_until(lambda life: life.reached > stopped_at)  # noqa: B023 - called in this round only
+            stopped.process.send_signal(number)
+            assert stopped.end() == status, stopped.lines
+        assert stopped.resumed_from == stopped_at
+        stopped_at = max(committed(tmp_path))
+        assert stopped_at >= stopped.reached > stopped.resumed_from
+        assert any("resume" in line and f"{stopped_at:,}" in line for line in stopped.lines), stopped.lines
+    with life(tmp_path, environment) as last:
+        assert last.end() == 0, last.lines
+    assert last.resumed_from == stopped_at
+    assert final_files(tmp_path) == uninterrupted
+
+
+def test_a_second_signal_ends_a_run_at_once_and_leaves_what_was_committed(
+    tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    with life(tmp_path, environment) as stopped:
+        stopped.hear_until(lambda life: life.reached > 2 * INTERVAL)
+        os.kill(stopped.process.pid, signal.SIGTERM)
+        os.kill(stopped.process.pid, signal.SIGINT)
+        assert stopped.end() in {-signal.SIGTERM, -signal.SIGINT, 143, 130}, stopped.lines
+    assert committed(tmp_path)
+    assert verify_checkpoint(tmp_path) == []
+
+
+def test_a_finished_run_that_is_extended_ends_in_the_same_bits(
+    tmp_path: Path, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+) -> None:
+    with life(tmp_path, environment, total=TOTAL // 2 + 200) as first:
+        assert first.end() == 0, first.lines
+    with life(tmp_path, environment) as extended:
+        assert extended.end() == 0, extended.lines
+    assert extended.resumed_from == TOTAL // 2 + 200
+    assert final_files(tmp_path) == uninterrupted
