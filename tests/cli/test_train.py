@@ -1,0 +1,216 @@
+"""``vibe-store train``: short runs in this process, from the first to the resumed."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from vibe_store.checkpoint import list_checkpoints
+
+Run = Callable[..., Any]
+
+TINY = (
+    *("--dqn.hidden-sizes", "4", "--dqn.buffer-size", "64", "--dqn.batch-size", "8"),
+    *("--dqn.learning-starts", "16", "--runner.num-envs", "4", "--runner.eval-interval", "None"),
+    *("--runner.checkpoint-interval", "32", "--runner.log-interval", "16", "--runner.total-timesteps", "64"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All runs here are of one program; the first compiles it, the others take it from a cache."""
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in cache.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def train(vibe_store: Run, tmp_path: Path) -> Run:
+    def run(*flags: str) -> Any:
+        return vibe_store("train", "cartpole_dqn", "--base-dir", tmp_path / "runs", *flags)
+
+    return run
+
+
+def logged_steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_steps(directory: Path) -> list[int]:
+    return [entry.step for entry in list_checkpoints(directory)]
+
+
+EARLIER_LINE = '{"step": 5}\n'
+
+
+def began_earlier(run: Path) -> Path:
+    """A run that logged one line, and has no checkpoint yet."""
+    (run / "logs").mkdir(parents=True)
+    (run / "logs" / "metrics.jsonl").write_text(EARLIER_LINE)
+    (run / "config.json").write_text('{"preset": "cartpole_dqn"}')
+    return run
+
+
+def test_no_preset_is_a_mistake(vibe_store: Run) -> None:
+    ran = vibe_store("train")
+    assert (ran.status, ran.out) == (2, "")
+    assert "presets: " in ran.err
+
+
+def test_help_without_a_preset_names_the_presets(vibe_store: Run) -> None:
+    ran = vibe_store("train", "--help")
+    assert ran.status == 0
+    assert "cartpole_dqn" in ran.out
+
+
+def test_an_unknown_preset_is_answered_with_those_that_exist(vibe_store: Run) -> None:
+    ran = vibe_store("train", "cartpole")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("error: there is no preset 'cartpole'; presets are: ")
+    assert "cartpole_dqn" in ran.err
+
+
+def test_flags_before_the_preset_are_told_from_a_wrong_preset(vibe_store: Run) -> None:
+    ran = vibe_store("train", "--runner.resume", "true", "cartpole_dqn")
+    assert ran.status == 2
+    assert ran.err.startswith("error: the preset comes before the flags; presets are: ")
+
+
+def test_a_run_is_trained_resumed_and_extended(train: Run, tmp_path: Path) -> None:
+    ran = train(*TINY, "--run-id", "mine")
+    run = tmp_path / "runs" / "mine"
+    assert ran.status == 0
+    assert f"Run: {run} (checkpoints in {run}/checkpoints)\nStarting at step 0.\n" in ran.out
+    assert "step 64 of 64 (100 %)" in ran.out
+    assert "Done: 64 steps in " in ran.out
+    assert saved_steps(run / "checkpoints") == [32, 64]
+    assert logged_steps(run) == [16, 32, 48, 64]
+    assert json.loads((run / "config.json").read_text())["dqn"]["hidden_sizes"] == [4]
+
+    # As if it had been killed after its first checkpoint, in the middle of a line.
+    for file in (run / "checkpoints" / "step_64").iterdir():
+        file.unlink()
+    with (run / "logs" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 80, "lo')
+    ran = train("--runner.resume", "true", "--runner.total-timesteps", "96")
+    assert ran.status == 0
+    assert "Going on from step 32.\n" in ran.out
+    assert "Changed since this run was started: runner.total_timesteps is 96 (was 64).\n" in ran.out
+    assert "Done: 64 steps in " in ran.out
+    assert saved_steps(run / "checkpoints") == [32, 64, 96]
+    assert logged_steps(run) == [16, 32, 48, 64, 80, 96]
+    assert json.loads((run / "config.json").read_text())["runner"]["total_timesteps"] == 96
+
+    ran = train("--runner.resume", "true")
+    assert ran.status == 0
+    assert "Step 96 is the end of this run: there was nothing left to train.\n" in ran.out
+
+    before = (run / "config.json").read_bytes()
+    ran = train("--runner.resume", "true", "--dqn.hidden-sizes", "5")
+    assert ran.status == 1
+    assert ran.err.startswith("error: ")
+    assert "hidden_sizes=[5] (was [4])" in ran.err
+    assert (run / "config.json").read_bytes() == before, (
+        "settings that do not fit would spoil the next resume"
+    )
+
+
+def test_an_evaluation_marks_the_best_checkpoint_where_the_checkpoints_are(
+    train: Run, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    evaluate = (
+        "--runner.eval-interval",
+        "32",
+        "--runner.eval-episodes",
+        "1",
+        "--runner.total-timesteps",
+        "32",
+    )
+    ran = train(*TINY, *evaluate, "--runner.checkpoint-dir", str(elsewhere))
+    assert ran.status == 0
+    assert "Final evaluation: mean return " in ran.out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert [(entry.step, entry.best) for entry in list_checkpoints(elsewhere)] == [(32, True)]
+    assert logged_steps(run) == [16, 32]
+    # The same place again, without resuming: refused, and nothing is lost.
+    ran = train(*TINY, "--runner.checkpoint-dir", str(elsewhere))
+    assert ran.status == 1
+    assert "already holds the steps [32]" in ran.err
+
+
+def test_a_signal_ends_the_run_with_how_to_go_on(train: Run, tmp_path: Path) -> None:
+    run = began_earlier(tmp_path / "runs" / "mine")
+    stored_while_it_trained = []
+
+    def stop_once_it_trains() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not stored_while_it_trained:
+            time.sleep(0.02)
+            stored_while_it_trained.extend({"dqn"} & json.loads((run / "config.json").read_text()).keys())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_once_it_trains)
+    stopper.start()
+    endless = ("--runner.total-timesteps", "10000000", "--runner.log-interval", "1000")
+    ran = train(*TINY, *endless, "--run-id", "mine", "--runner.resume", "true")
+    stopper.join()
+    assert ran.status == 143
+    step = saved_steps(run / "checkpoints")[-1]
+    assert f"SIGTERM stopped training at step {step:,} of 10,000,000, which is saved." in ran.err
+    command = f"vibe-store train cartpole_dqn --runner.resume true --run-id mine --base-dir {tmp_path}/runs"
+    assert f"Go on with: {command}\n" in ran.out
+    assert stored_while_it_trained, "a run that is killed must resume with the settings it had"
+    assert 5 not in logged_steps(run), "it had no checkpoint, so it logs every step again"
+
+
+def test_a_run_that_another_process_writes_to_is_left_alone(train: Run, tmp_path: Path) -> None:
+    run = began_earlier(tmp_path / "runs" / "mine")
+    holder = (
+        "import sys; from vibe_store.checkpoint.writer import lock_and_sweep\n"
+        "from vibe_store.registry import open_storage\n"
+        "lease = lock_and_sweep(open_storage(sys.argv[1]), 'manager'); print('locked', flush=True); input()"
+    )
+    command = [sys.executable, "-c", holder, run / "checkpoints"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        ran = train("--runner.resume", "true")
+        process.communicate(b"\n")
+    assert ran.status == 1
+    assert "is being written to by process" in ran.err
+    assert logged_steps(run) == [5]
+
+
+def test_the_example_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    example = Path(__file__).parents[2] / "examples" / "train.py"
+    for total, start in (("32", "0"), ("64", "32")):
+        flags = [*TINY, "--base-dir", str(tmp_path), "--run-id", "mine", "--runner.total-timesteps", total]
+        monkeypatch.setattr(sys, "argv", ["train.py", "cartpole_dqn", "--runner.resume", "true", *flags])
+        runpy.run_path(str(example), run_name="__main__")
+        out = capsys.readouterr().out
+        assert out.startswith(f"run {tmp_path}/mine, from step {start}\n")
+        assert f"done: step {total}, " in out
+    assert logged_steps(tmp_path / "mine") == [16, 32, 48, 64]
+    assert saved_steps(tmp_path / "mine" / "checkpoints") == [32, 64]

@@ -1,0 +1,239 @@
+"""What ``vibe-store train`` was asked to do: the flags, on top of the preset or of the run that goes on."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from vibe_store.algorithms.dqn import DQNConfig
+from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
+from vibe_store.run_dir import RunDir
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.presets import Preset
+
+__all__ = ["TrainPlan", "plan_training"]
+
+_Config = TypeVar("_Config", DQNConfig, RunnerConfig)
+
+_ONE_RUN_ONLY = ("resume", "overwrite")
+"""Fields of RunnerConfig that say how to begin, so a later start takes nothing from them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """One training run that is about to begin or to go on.
+
+    Attributes:
+        preset: what is trained.
+        run: its folder.
+        dqn: the hyperparameters.
+        runner: the settings; its ``checkpoint_dir`` is ``directory``.
+        directory: where the checkpoints are.
+        existing: whether the folder is that of a run that began earlier.
+        config: what the run's ``config.json`` is to hold.
+        changes: the settings that differ from those the run had before, each as a phrase.
+    """
+
+    preset: Preset
+    run: RunDir
+    dqn: DQNConfig
+    runner: RunnerConfig
+    directory: str
+    existing: bool
+    config: Mapping[str, Any]
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Flags:
+    dqn: DQNConfig
+    """The hyperparameters of DQN."""
+    runner: RunnerConfig
+    """The training run."""
+    run_id: str | None = None
+    """Name of the run's folder in base_dir: one to create or, with --runner.resume true, to go on with."""
+    base_dir: str = "runs"
+    """Folder that holds the folders of all runs."""
+
+
+def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPlan:
+    """Find the run that is meant, or create its folder, and settle its configuration.
+
+    A new run begins with the preset's settings, one that goes on with those in its ``config.json``; flags
+    come on top of either. Without ``--run-id``, ``--runner.resume true`` goes on with the newest run of the
+    preset; with ``--runner.checkpoint-dir``, with the newest one whose checkpoints are there.
+
+    Args:
+        preset: the preset.
+        flags: the arguments after the preset's name.
+        prog: the command and the preset's name, for the help.
+
+    Raises:
+        SystemExit: the flags cannot be understood (status 2), or were ``--help`` (status 0).
+        InvalidValueError: the run is of another preset, or its ``config.json`` cannot be used.
+        CheckpointsExistError: the run exists, and neither to resume nor to overwrite it was asked for.
+    """
+    defaults = _Flags(dqn=preset.config, runner=preset.runner)
+    given = _parse(flags, defaults, preset, prog)
+    run = _existing_run(preset, given)
+    stored = run.load_config() if run is not None and given.runner.resume else None
+    if run is not None and stored is not None:
+        defaults = _stored_flags(run, stored, defaults)
+        given = _parse(flags, defaults, preset, prog)
+    existing = run is not None
+    if run is None:
+        run = _new_run(preset, given)
+    place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
+    lasting = dataclasses.replace(given.runner, checkpoint_dir=place, resume=False, overwrite=False)
+    directory = place or str(run.checkpoints)
+    changes = [*_changes("dqn", defaults.dqn, given.dqn), *_changes("runner", defaults.runner, lasting)]
+    return TrainPlan(
+        preset=preset,
+        run=run,
+        dqn=given.dqn,
+        runner=dataclasses.replace(given.runner, checkpoint_dir=directory),
+        directory=directory,
+        existing=existing,
+        config={
+            "preset": preset.name,
+            "created": (stored or {}).get("created") or datetime.now(UTC).isoformat(),
+            "dqn": dataclasses.asdict(given.dqn),
+            "runner": dataclasses.asdict(lasting),
+        },
+        changes=tuple(changes) if stored is not None else (),
+    )
+
+
+def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) -> _Flags:
+    with _BOOLEANS:
+        return tyro.cli(
+            _Flags,
+            args=flags,
+            default=defaults,
+            prog=prog,
+            description=f"Train {preset.name}: {preset.algorithm.upper()} on {preset.env_id}.",
+            config=(tyro.conf.FlagConversionOff,),
+        )
+
+
+_BOOLEANS = ConstructorRegistry()
+
+
+@_BOOLEANS.primitive_rule
+def _boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+    """Let ``--runner.resume true`` be written in any case; by itself tyro takes only ``True``."""
+    if info.type is not bool:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{true,false}",
+        instance_from_str=lambda words: _read_boolean(words[0]),
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+    )
+
+
+def _read_boolean(word: str) -> bool:
+    if word.lower() not in {"true", "false"}:
+        raise ValueError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
+
+
+def _existing_run(preset: Preset, flags: _Flags) -> RunDir | None:
+    """Return the run that is to go on or to be overwritten; None where a new one is to begin."""
+    if flags.run_id is not None:
+        run = RunDir(base_dir=flags.base_dir, run_id=flags.run_id)
+        config = run.load_config()
+        if config is None:
+            return None
+        if config.get("preset") != preset.name:
+            raise InvalidValueError(
+                f"The run {run.path} is of the preset {config.get('preset')!r}, not of {preset.name!r}. "
+                "Name that preset, or another --run-id."
+            )
+        if not (flags.runner.resume or flags.runner.overwrite):
+            raise CheckpointsExistError(
+                f"The run {run.path} exists. Add --runner.resume true to go on with it, "
+                "--runner.overwrite true to start it over, or give another --run-id."
+            )
+        return run
+    if not flags.runner.resume:
+        return None
+    return _newest_run(preset, Path(flags.base_dir), flags.runner.checkpoint_dir)
+
+
+def _newest_run(preset: Preset, base: Path, checkpoint_dir: str | None) -> RunDir | None:
+    """Return the run of this preset that began last; given ``checkpoint_dir``, of those that save there."""
+    newest, began = None, ""
+    for path in sorted(base.expanduser().glob("*/config.json")):
+        run = RunDir(base_dir=base, run_id=path.parent.name)
+        try:
+            config = run.load_config() or {}
+        except InvalidValueError as error:
+            warnings.warn(f"{error} That run was passed over.", VibeStoreWarning, stacklevel=2)
+            continue
+        if config.get("preset") != preset.name or str(config.get("created")) < began:
+            continue
+        runner = config.get("runner")
+        place = runner.get("checkpoint_dir") if isinstance(runner, Mapping) else None
+        if checkpoint_dir is None or place == _absolute(checkpoint_dir):
+            newest, began = run, str(config.get("created"))
+    return newest
+
+
+def _new_run(preset: Preset, flags: _Flags) -> RunDir:
+    if flags.run_id is not None:
+        return RunDir(base_dir=flags.base_dir, run_id=flags.run_id)
+    return RunDir(preset.name, base_dir=flags.base_dir)
+
+
+def _stored_flags(run: RunDir, stored: Mapping[str, Any], defaults: _Flags) -> _Flags:
+    """Return the settings that a run began with; fields that it did not store are those of ``defaults``."""
+    return dataclasses.replace(
+        defaults,
+        dqn=_stored_config(run, "dqn", stored, defaults.dqn),
+        runner=_stored_config(run, "runner", stored, defaults.runner),
+    )
+
+
+def _stored_config(run: RunDir, group: str, stored: Mapping[str, Any], default: _Config) -> _Config:
+    values = stored.get(group, {})
+    if not isinstance(values, Mapping):
+        raise InvalidValueError(f"{run.config_path} cannot be used: {group!r} is no JSON object.")
+    names = {field.name for field in dataclasses.fields(default)}
+    unknown = sorted(values.keys() - names)
+    if unknown:
+        warnings.warn(
+            f"{run.config_path} has settings that this version does not know, which are passed over: "
+            f"{', '.join(f'{group}.{name}' for name in unknown)}.",
+            VibeStoreWarning,
+            stacklevel=2,
+        )
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name in names
+    }
+    try:
+        return dataclasses.replace(default, **known)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{run.config_path} cannot be used: {error}") from error
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def _changes(group: str, before: DQNConfig | RunnerConfig, now: DQNConfig | RunnerConfig) -> list[str]:
+    old = dataclasses.asdict(before)
+    return [
+        f"{group}.{name} is {value!r} (was {old[name]!r})"
+        for name, value in dataclasses.asdict(now).items()
+        if value != old[name]
+    ]

@@ -1,0 +1,324 @@
+"""``vibe-store ls``, ``show``, ``verify`` and ``plugins``: what is there, as text or, with ``--json``, JSON.
+
+None of them imports JAX. The keys of the JSON are stable; numbers that JSON lacks are the strings ``"NaN"``,
+``"Infinity"`` and ``"-Infinity"``, and times are ISO 8601 with time zone.
+
+- ``ls``: ``directory``, and ``checkpoints``, a list by step of objects with ``step``, ``status``
+  (``"committed"``; ``"damaged"`` where its manifest cannot be read; ``"unverified"`` where no manifest names
+  the files; ``"set-aside"`` where a resumed run found that it does not verify), ``best``, and, null where the
+  checkpoint is not committed, ``created``, ``size`` (bytes), ``serializer``, ``items`` (names), ``metrics``
+  and ``pinned``.
+- ``show``: ``directory``, ``step``, ``created``, ``format``, ``size``, ``versions``, ``metrics``,
+  ``metadata``, and ``items``, an object by name of objects with ``serializer``, ``files`` (``name``, ``key``,
+  ``size``, ``checksum``) and ``leaves`` (``path``, ``kind``, ``dtype``, ``shape``, ``impl``, ``value``).
+- ``verify``: ``directory``, ``checked`` (the steps; null is a checkpoint without one), ``ok``, and
+  ``faults``, a list of objects with ``step``, ``file`` and ``problem``.
+- ``plugins``: see :func:`vibe_store.cli.plugins.plugins_json`.
+"""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vibe_store.checkpoint.layout import split_step_folder
+from vibe_store.checkpoint.looking import list_checkpoints, load_manifest, verify_checkpoint
+from vibe_store.checkpoint.manifest import Manifest
+from vibe_store.checkpoint.opening import locate
+from vibe_store.checkpoint.reading import load_metadata_of
+from vibe_store.cli.plugins import list_plugins
+from vibe_store.cli.progress import readable_size
+from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
+from vibe_store.interfaces import Leaf
+
+__all__ = ["ls", "plugins", "show", "verify"]
+
+_Directory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+_Step = Annotated[int | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
+_Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class _Ls:
+    """List the checkpoints of a directory, by step."""
+
+    directory: _Directory
+    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    json: _Json = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class _Show:
+    """Show what one checkpoint holds: its items, their files and leaves, its metrics and metadata."""
+
+    directory: _Directory
+    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    step: _Step = None
+    """Which checkpoint; the newest by default."""
+    json: _Json = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class _Verify:
+    """Read every byte of checkpoints and compare it with what was written; exit with 1 if any differs."""
+
+    directory: _Directory
+    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    step: _Step = None
+    """Which checkpoint; all of them by default."""
+    json: _Json = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class _Plugins:
+    """List the storages, serializers and retention policies that are built in or installed as plugins."""
+
+    json: _Json = False
+    """Print JSON."""
+
+
+def ls(argv: Sequence[str]) -> int:
+    """List checkpoints; return the exit status."""
+    arguments = tyro.cli(_Ls, prog="vibe-store ls", args=argv)
+    directory, only = _located(arguments.directory, None)
+    found = [entry for entry in list_checkpoints(directory) if only is None or entry.step == only]
+    if arguments.json:
+        rows = []
+        for entry in found:
+            info = entry.info
+            rows.append(
+                {
+                    "step": entry.step,
+                    "status": entry.status,
+                    "best": entry.best,
+                    "created": info and info.created.isoformat(),
+                    "size": info and info.size,
+                    "serializer": info and info.serializer,
+                    "items": info and list(info.items),
+                    "metrics": info and _plain_metrics(info.metrics),
+                    "pinned": info and info.pinned,
+                }
+            )
+        _print_json({"directory": directory, "checkpoints": rows})
+        return 0
+    if not found:
+        print(f"No steps in {directory}.{_itself(directory)}")
+        return 0
+    table = _table("STEP", "CREATED", "SIZE", "ITEMS", "METRICS", "", right={"STEP", "SIZE"})
+    for entry in found:
+        info = entry.info
+        marks: list[str] = [entry.status] if entry.status != "committed" else []
+        marks += ["best"] if entry.best else []
+        marks += ["pinned"] if info and info.pinned else []
+        table.add_row(
+            str(entry.step),
+            f"{info.created.astimezone():%Y-%m-%d %H:%M:%S}" if info else "-",
+            readable_size(info.size) if info else "-",
+            ", ".join(info.items) if info else "-",
+            _metrics_text(info.metrics) if info else "-",
+            ", ".join(marks),
+        )
+    _console().print(table)
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    """Show one checkpoint; return the exit status."""
+    arguments = tyro.cli(_Show, prog="vibe-store show", args=argv)
+    directory, step = _located(arguments.directory, arguments.step)
+    manifest = _manifest(directory, step)
+    storage, step = locate(directory, manifest.step, None)
+    metadata = load_metadata_of(storage, step)
+    if arguments.json:
+        _print_json(
+            {
+                "directory": directory,
+                "step": manifest.step,
+                "created": manifest.created.isoformat(),
+                "format": manifest.format,
+                "size": manifest.size,
+                "versions": dict(manifest.versions),
+                "metrics": _plain_metrics(manifest.metrics),
+                "metadata": metadata,
+                "items": {
+                    name: {
+                        "serializer": item.serializer,
+                        "files": [
+                            {"name": file_name, "key": file.key, "size": file.size, "checksum": file.checksum}
+                            for file_name, file in item.files.items()
+                        ],
+                        "leaves": [_leaf_json(leaf) for leaf in item.leaves],
+                    }
+                    for name, item in manifest.items.items()
+                },
+            }
+        )
+        return 0
+    console = _console()
+    facts = _table("", "", header=False)
+    facts.add_row("directory", directory)
+    facts.add_row("step", "-" if manifest.step is None else str(manifest.step))
+    facts.add_row("created", f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S %z}")
+    facts.add_row("size", readable_size(manifest.size))
+    facts.add_row("metrics", _metrics_text(manifest.metrics))
+    facts.add_row("metadata", "-" if metadata is None else json.dumps(metadata))
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    facts.add_row("written by", f"{versions} (format {manifest.format})")
+    console.print(facts)
+    for name, item in manifest.items.items():
+        console.print(f"\nitem {name}, written by the serializer {item.serializer}")
+        files = _table("FILE", "SIZE", "XXH3-128", right={"SIZE"})
+        for file in item.files.values():
+            files.add_row(file.key, readable_size(file.size), file.checksum)
+        leaves = _table("LEAF", "KIND", "DTYPE", "SHAPE", "VALUE")
+        for leaf in item.leaves:
+            leaves.add_row(*_leaf_row(leaf))
+        console.print(files)
+        console.print(leaves)
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Verify checkpoints; return the exit status, 1 where there is a fault."""
+    arguments = tyro.cli(_Verify, prog="vibe-store verify", args=argv)
+    directory, step = _located(arguments.directory, arguments.step)
+    faults = verify_checkpoint(directory, step=step)
+    checked = _checked_steps(directory, step)
+    if arguments.json:
+        rows = [{"step": fault.step, "file": fault.file, "problem": fault.problem} for fault in faults]
+        _print_json({"directory": directory, "checked": checked, "ok": not faults, "faults": rows})
+        return 1 if faults else 0
+    for fault in faults:
+        print(f"{'checkpoint' if fault.step is None else f'step {fault.step}'}: {fault.problem}")
+    bad = len({fault.step for fault in faults})
+    if faults:
+        print(f"{bad} of {len(checked)} checkpoints in {directory} {'is' if bad == 1 else 'are'} damaged.")
+    else:
+        print(f"{len(checked)} checkpoint{'s' * (len(checked) != 1)} in {directory}: all as they were saved.")
+    return 1 if faults else 0
+
+
+def plugins(argv: Sequence[str]) -> int:
+    """List what plugins provide, importing none of it; return the exit status."""
+    arguments = tyro.cli(_Plugins, prog="vibe-store plugins", args=argv)
+    print(list_plugins(as_json=arguments.json))
+    return 0
+
+
+def _located(directory: str, step: int | None) -> tuple[str, int | None]:
+    """Return the directory of checkpoints that is meant, and the step where the directory itself says it."""
+    if "://" not in directory:
+        path = Path(directory)
+        if not path.exists():
+            raise CheckpointNotFoundError(f"There is no directory {directory}.")
+        if not path.is_dir():
+            raise CheckpointNotFoundError(f"{directory} is a file; give a directory of checkpoints.")
+        if (path / "checkpoints").is_dir():
+            return str(path / "checkpoints"), step
+        if path.is_symlink():
+            directory = str(path.resolve())
+    folder = split_step_folder(directory)
+    if folder is not None and step is None:
+        return folder
+    return directory, step
+
+
+def _manifest(directory: str, step: int | None) -> Manifest:
+    """Return the manifest of a step; without one, of the directory itself, else of its newest step."""
+    try:
+        return load_manifest(directory, step=step)
+    except CheckpointNotFoundError as error:
+        committed = [entry.step for entry in list_checkpoints(directory) if entry.status == "committed"]
+        if step is None and committed:
+            return load_manifest(directory, step=max(committed))
+        if step is None:
+            raise CheckpointNotFoundError(f"There is no committed checkpoint in {directory}.") from error
+        steps = ", ".join(map(str, committed)) or "none"
+        raise CheckpointNotFoundError(
+            f"There is no committed checkpoint of step {step} in {directory}; committed are: {steps}."
+        ) from error
+
+
+def _itself(directory: str) -> str:
+    """Return a sentence where the directory is a checkpoint without a step."""
+    try:
+        load_manifest(directory)
+    except CheckpointNotFoundError:
+        return ""
+    return f" It is itself a checkpoint: see `vibe-store show {shlex.quote(directory)}`."
+
+
+def _checked_steps(directory: str, step: int | None) -> list[int | None]:
+    """Return what ``verify_checkpoint`` looks at, given the same arguments."""
+    if step is not None:
+        return [step]
+    looked_at = [
+        entry.step for entry in list_checkpoints(directory) if entry.status in {"committed", "damaged"}
+    ]
+    try:
+        load_manifest(directory)
+    except CheckpointNotFoundError:
+        return [*looked_at]
+    except (CorruptCheckpointError, NewerFormatError):
+        pass
+    return [None, *looked_at]
+
+
+def _console() -> Console:
+    # A table that goes into a pipe or a file is never cut to the width of a terminal.
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def _table(*names: str, right: frozenset[str] | set[str] = frozenset(), header: bool = True) -> Table:
+    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _plain_metrics(metrics: Mapping[str, float] | None) -> dict[str, float | str] | None:
+    if metrics is None:
+        return None
+    return {
+        name: value if math.isfinite(value) else _NON_FINITE[str(value)] for name, value in metrics.items()
+    }
+
+
+_NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _metrics_text(metrics: Mapping[str, float] | None) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in metrics.items()) if metrics else "-"
+
+
+def _leaf_json(leaf: Leaf) -> dict[str, Any]:
+    return {
+        "path": leaf.path,
+        "kind": leaf.kind,
+        "dtype": leaf.dtype,
+        "shape": None if leaf.shape is None else list(leaf.shape),
+        "impl": leaf.impl,
+        "value": leaf.value,
+    }
+
+
+def _leaf_row(leaf: Leaf) -> tuple[str, ...]:
+    shape = "" if leaf.shape is None else str(leaf.shape)
+    kind = f"key ({leaf.impl})" if leaf.impl else leaf.kind
+    return leaf.path or "(the tree itself)", kind, leaf.dtype or "", shape, leaf.value or ""

@@ -1,0 +1,161 @@
+"""``vibe-store train``: one training run in a folder of its own, which can be stopped and gone on with."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from vibe_store.checkpoint.layout import write_best
+from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.cli.arguments import TrainPlan, plan_training
+from vibe_store.cli.progress import ProgressDisplay
+from vibe_store.metrics import MetricsLogger
+from vibe_store.registry import open_storage
+from vibe_store.runner.loop import Progress, TrainResult
+from vibe_store.runner.presets import get_preset, preset_names
+from vibe_store.runner.resume import opened
+from vibe_store.runner.signals import TrainingInterrupted
+
+__all__ = ["train"]
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train the preset that ``argv`` begins with; return the exit status."""
+    names = ", ".join(preset_names())
+    usage = (
+        "usage: vibe-store train PRESET [flags]\n\n"
+        f"presets: {names}\n\n`vibe-store train PRESET --help` shows the flags."
+    )
+    if not argv:
+        print(usage, file=sys.stderr)
+        return 2
+    name, *flags = argv
+    if name in {"-h", "--help"}:
+        print(usage)
+        return 0
+    if name not in preset_names():
+        wrong = (
+            "the preset comes before the flags" if name.startswith("-") else f"there is no preset {name!r}"
+        )
+        print(f"error: {wrong}; presets are: {names}.", file=sys.stderr)
+        return 2
+    plan = plan_training(get_preset(name), flags, prog=f"vibe-store train {name}")
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    try:
+        with _log_shown():
+            result = _run(plan, console)
+    except TrainingInterrupted as stop:
+        # By now the run was restored with these settings, or they are those of a new one.
+        plan.run.save_config(plan.config)
+        console.print(f"Go on with: {_resume_command(plan)}")
+        return 128 + stop.signum
+    plan.run.save_config(plan.config)
+    _say_result(console, plan, result)
+    return 0
+
+
+def _run(plan: TrainPlan, console: Console) -> TrainResult:
+    env, env_params = plan.preset.make_env()
+    with _written_by_us_alone(plan.directory), opened(plan.runner, None) as (checkpointer, resumed_from):
+        _say_start(console, plan, resumed_from)
+        if plan.runner.overwrite or not plan.existing:
+            plan.run.save_config(plan.config)
+        with (
+            MetricsLogger(plan.run.log_path(), resume_step=resumed_from or 0) as metrics,
+            ProgressDisplay(console, interval=plan.runner.log_interval) as display,
+        ):
+            return plan.preset.train(
+                env,
+                env_params,
+                dqn_config=plan.dqn,
+                runner_config=plan.runner,
+                checkpointer=checkpointer,
+                metrics=metrics,
+                on_progress=_remembering(plan, display) if plan.existing else display,
+                on_best=lambda step: write_best(open_storage(plan.directory), step),
+            )
+
+
+def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progress], None]:
+    """Return a callback that stores a resumed run's settings once they have proved to fit its checkpoint."""
+    remembered = False
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal remembered
+        if not remembered:
+            plan.run.save_config(plan.config)
+            remembered = True
+        display(progress)
+
+    return on_progress
+
+
+@contextmanager
+def _written_by_us_alone(directory: str) -> Iterator[None]:
+    """Hold the writer's lock from the start: a second process must stop before it touches the run's logs."""
+    lease = lock_and_sweep(open_storage(directory), "manager")
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Print the library's log, from warnings up, above the progress line."""
+    log, handler = logging.getLogger("vibe_store"), _PrintingHandler(logging.WARNING)
+    propagated, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated
+
+
+class _PrintingHandler(logging.Handler):
+    """Prints to what is standard error at that moment: the progress line redirects it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> None:
+    console.print(f"Run: {plan.run.path} (checkpoints in {plan.directory})")
+    if resumed_from is not None:
+        console.print(f"Going on from step {resumed_from:,}.")
+    elif plan.runner.resume:
+        console.print(f"There is no checkpoint of {plan.preset.name} to go on from: starting at step 0.")
+    else:
+        console.print("Starting at step 0.")
+    if plan.changes:
+        console.print(f"Changed since this run was started: {'; '.join(plan.changes)}.")
+
+
+def _say_result(console: Console, plan: TrainPlan, result: TrainResult) -> None:
+    if result.resumed_from == result.step:
+        console.print(f"Step {result.step:,} is the end of this run: there was nothing left to train.")
+    else:
+        steps = result.step - (result.resumed_from or 0)
+        console.print(
+            f"Done: {steps:,} steps in {result.train_seconds:.1f} s "
+            f"({steps / result.train_seconds:,.0f} steps/s; compiled in {result.compile_seconds:.1f} s, "
+            f"blocked by checkpoints for {1000 * result.blocked_seconds:.0f} ms)."
+        )
+    if result.eval_return is not None:
+        episodes = plan.runner.eval_episodes
+        console.print(f"Final evaluation: mean return {result.eval_return:.1f} over {episodes} episodes.")
+    further = f"{_resume_command(plan)} --runner.total-timesteps {2 * plan.runner.total_timesteps}"
+    console.print(f"Checkpoints: {plan.directory} (vibe-store ls {shlex.quote(plan.directory)})")
+    console.print(f"Load the last: load_checkpoint({plan.directory!r}, like=..., step={result.step})")
+    console.print(f"Train further: {further}")
+
+
+def _resume_command(plan: TrainPlan) -> str:
+    words = ["vibe-store", "train", plan.preset.name, "--runner.resume", "true", "--run-id", plan.run.run_id]
+    base = plan.run.path.parent.absolute()
+    return shlex.join(words if base == Path("runs").absolute() else [*words, "--base-dir", str(base)])
