@@ -1,0 +1,67 @@
+"""What RunnerConfig refuses, and the presets."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vibe_store.errors import InvalidValueError, MissingDependencyError
+from vibe_store.runner import RunnerConfig
+from vibe_store.runner.presets import get_preset, preset_names
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_timesteps", 0),
+        ("num_envs", 0),
+        ("num_envs", 2.0),
+        ("seed", -1),
+        ("checkpoint_interval", 0),
+        ("max_checkpoints", 0),
+        ("keep_period", 0),
+        ("eval_interval", 0),
+        ("eval_episodes", 0),
+        ("log_interval", True),
+        ("async_timeout_secs", 0),
+        ("preemption_deadline_secs", 0.0),
+        ("total_timesteps", 2**31),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name_and_value(field: str, value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{field}={value} cannot be used"):
+        RunnerConfig(**{field: value})
+
+
+def test_resume_and_overwrite_contradict_each_other() -> None:
+    with pytest.raises(InvalidValueError, match="resume=True and overwrite=True contradict"):
+        RunnerConfig(resume=True, overwrite=True)
+
+
+def test_the_checkpoint_fields_have_the_documented_defaults() -> None:
+    config = RunnerConfig()
+    assert (config.checkpoint_dir, config.checkpoint_interval, config.max_checkpoints) == (None, 5_000, 5)
+    assert (config.keep_period, config.resume, config.overwrite) == (None, False, False)
+
+
+def test_a_path_is_taken_as_the_directory() -> None:
+    assert RunnerConfig(checkpoint_dir=Path("a/b")).checkpoint_dir == "a/b"  # type: ignore[arg-type]
+
+
+def test_a_preset_makes_its_environment() -> None:
+    assert "cartpole_dqn" in preset_names()
+    preset = get_preset("cartpole_dqn")
+    env, _ = preset.make_env()
+    assert env.name == preset.env_id == "CartPole-v1"
+
+
+def test_an_unknown_preset_is_answered_with_those_that_exist() -> None:
+    with pytest.raises(InvalidValueError, match=r"no preset 'cartpole'\. Presets: .*cartpole_dqn"):
+        get_preset("cartpole")
+
+
+def test_without_gymnax_a_preset_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnax", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "vibe-store\[rl\]"'):
+        get_preset("cartpole_dqn").make_env()

@@ -1,0 +1,1 @@
+"""Learning algorithms as pure functions on pytrees: ``init``, ``act`` and ``update``, without any I/O."""

@@ -1,0 +1,229 @@
+"""Deep Q-learning (Mnih et al., 2015) and double Q-learning (van Hasselt et al., 2016), as pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from vibe_store.algorithms.networks import MLP
+from vibe_store.algorithms.replay import Transition
+from vibe_store.errors import InvalidValueError
+
+__all__ = ["DQN", "DQNConfig", "DQNState"]
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """The hyperparameters of DQN. Steps are environment steps, summed over all environments."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Width of each hidden layer of the Q-network."""
+    learning_rate: float = 2.5e-4
+    """Step size of Adam."""
+    gamma: float = 0.99
+    """Discount factor, from 0 to 1."""
+    buffer_size: int = 10_000
+    """Transitions that the replay buffer holds; rounded up to a multiple of the number of environments."""
+    batch_size: int = 128
+    """Transitions in each update."""
+    learning_starts: int = 1_000
+    """Steps before the first update."""
+    train_interval: int = 10
+    """Steps for each update; with more environments than this, several updates follow one step of all."""
+    target_update_interval: int = 50
+    """Updates between two changes of the target network."""
+    tau: float = 1.0
+    """How far the target network moves at each change, above 0 up to 1; 1 copies the online network."""
+    epsilon_start: float = 1.0
+    """Share of random actions at the first step."""
+    epsilon_end: float = 0.05
+    """Share of random actions once exploration_steps have passed."""
+    exploration_steps: int = 10_000
+    """Steps over which the share of random actions falls, in a line, whatever the length of the run."""
+    double: bool = True
+    """Let the online network choose the action whose value the target network gives (double Q-learning)."""
+    loss: Literal["mse", "huber"] = "mse"
+    """Loss on the temporal-difference error: mse (half of its square) or huber (linear beyond 1)."""
+    max_grad_norm: float | None = None
+    """Norm to which gradients are clipped; None leaves them alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        for width in self.hidden_sizes:
+            _check("hidden_sizes", self.hidden_sizes, _is_int(width, 1), "whole numbers, each at least 1")
+        for name in ("buffer_size", "batch_size", "train_interval", "target_update_interval"):
+            _check(name, getattr(self, name), _is_int(getattr(self, name), 1), "a whole number, at least 1")
+        for name in ("learning_starts", "exploration_steps"):
+            _check(name, getattr(self, name), _is_int(getattr(self, name), 0), "a whole number, at least 0")
+        for name in ("gamma", "epsilon_start", "epsilon_end"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        _check("tau", self.tau, 0 < self.tau <= 1, "above 0 and at most 1")
+        _check("learning_rate", self.learning_rate, _is_positive(self.learning_rate), "a number above 0")
+        _check("loss", self.loss, self.loss in ("huber", "mse"), "'huber' or 'mse'")
+        if self.max_grad_norm is not None:
+            norm = self.max_grad_norm
+            _check("max_grad_norm", norm, _is_positive(norm), "a number above 0, or None")
+        if self.buffer_size < self.batch_size:
+            raise InvalidValueError(
+                f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: "
+                "enlarge the buffer or take smaller batches."
+            )
+
+
+class DQNState(NamedTuple):
+    """All that DQN knows: what a checkpoint's ``state`` holds.
+
+    Attributes:
+        params: the online Q-network.
+        target_params: the target Q-network.
+        opt_state: the state of the optimiser.
+        step: environment steps taken while exploring, int32.
+        updates: updates made, int32.
+        key: a typed PRNG key, from which exploration draws.
+    """
+
+    params: MLP
+    target_params: MLP
+    opt_state: optax.OptState
+    step: Array
+    updates: Array
+    key: Array
+
+
+class DQN:
+    """DQN as pure functions; ``config`` is static under jit, everything else may be traced."""
+
+    @staticmethod
+    def init(key: Array, obs_shape: Sequence[int], n_actions: int, *, config: DQNConfig) -> DQNState:
+        """Return a new state, every leaf of which is a strongly typed array.
+
+        Args:
+            key: a PRNG key, typed or raw; the state keeps a typed one either way.
+            obs_shape: the shape of one observation.
+            n_actions: how many discrete actions there are.
+            config: the hyperparameters.
+        """
+        _check("n_actions", n_actions, _is_int(n_actions, 1), "a whole number, at least 1")
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)
+        net_key, key = jax.random.split(key)
+        params = MLP(net_key, input_shape=obs_shape, hidden_sizes=config.hidden_sizes, output_size=n_actions)
+        return DQNState(
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),
+            opt_state=_optimizer(config).init(eqx.filter(params, eqx.is_array)),
+            step=jnp.zeros((), jnp.int32),
+            updates=jnp.zeros((), jnp.int32),
+            key=key,
+        )
+
+    @staticmethod
+    def epsilon(step: Array, *, config: DQNConfig) -> Array:
+        """Return the share of random actions at an absolute environment step."""
+        share = jnp.minimum(step.astype(jnp.float32) / max(config.exploration_steps, 1), 1.0)
+        if config.exploration_steps == 0:
+            share = jnp.ones_like(share)
+        return config.epsilon_start + share * (config.epsilon_end - config.epsilon_start)
+
+    @staticmethod
+    def act(
+        state: DQNState, obs: Array, *, config: DQNConfig, explore: bool = True
+    ) -> tuple[Array, DQNState]:
+        """Choose actions for one observation, or for each of a batch.
+
+        Args:
+            state: the state.
+            obs: shape ``(*obs_shape)`` or ``(batch, *obs_shape)``.
+            config: the hyperparameters.
+            explore: take random actions, at the share that :meth:`epsilon` gives for ``state.step``; static.
+
+        Returns:
+            The actions, int32 of shape ``()`` or ``(batch,)``, and the state: the same one without
+            exploration, otherwise with its key advanced and its step raised by the number of actions.
+        """
+        q_values = state.params(obs)
+        greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
+        if not explore:
+            return greedy, state
+        key, coin_key, action_key = jax.random.split(state.key, 3)
+        random = jax.random.randint(action_key, greedy.shape, 0, q_values.shape[-1], jnp.int32)
+        coin = jax.random.uniform(coin_key, greedy.shape, jnp.float32)
+        action = jnp.where(coin < DQN.epsilon(state.step, config=config), random, greedy)
+        return action, state._replace(key=key, step=state.step + greedy.size)
+
+    @staticmethod
+    def update(state: DQNState, batch: Transition, *, config: DQNConfig) -> tuple[DQNState, dict[str, Array]]:
+        """Take one gradient step, and move the target network where it is due.
+
+        Args:
+            state: the state.
+            batch: transitions, each leaf with one batch dimension in front.
+            config: the hyperparameters.
+
+        Returns:
+            The new state, and the metrics ``loss`` and ``q_mean`` (the mean value of the batch's actions).
+        """
+        targets = DQN.targets(state, batch, config=config)
+
+        def loss_of(params: MLP) -> tuple[Array, Array]:
+            q_values = _pick(params(batch.obs), batch.action)
+            each = optax.huber_loss if config.loss == "huber" else optax.l2_loss
+            return jnp.mean(each(q_values, targets)), jnp.mean(q_values)
+
+        (loss, q_mean), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        changes, opt_state = _optimizer(config).update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        updates = state.updates + 1
+        due = updates % config.target_update_interval == 0
+
+        def move(target: Array, online: Array) -> Array:
+            moved = online if config.tau == 1 else target + config.tau * (online - target)
+            return jnp.where(due, moved, target)
+
+        target_params = jax.tree.map(move, state.target_params, params)
+        state = state._replace(
+            params=params, target_params=target_params, opt_state=opt_state, updates=updates
+        )
+        return state, {"loss": loss, "q_mean": q_mean}
+
+    @staticmethod
+    def targets(state: DQNState, batch: Transition, *, config: DQNConfig) -> Array:
+        """Return ``reward + gamma * (1 - terminated) * Q(next_obs)``; a time limit is no end."""
+        next_values = state.target_params(batch.next_obs)
+        chooser = state.params(batch.next_obs) if config.double else next_values
+        value = _pick(next_values, jnp.argmax(chooser, axis=-1))
+        goes_on = jnp.logical_not(batch.terminated)
+        targets: Array = jax.lax.stop_gradient(batch.reward + config.gamma * goes_on * value)
+        return targets
+
+
+def _optimizer(config: DQNConfig) -> optax.GradientTransformation:
+    adam = optax.adam(config.learning_rate)
+    if config.max_grad_norm is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+
+
+def _pick(q_values: Array, action: Array) -> Array:
+    chosen = action[:, None] == jnp.arange(q_values.shape[-1])
+    picked: Array = jnp.sum(jnp.where(chosen, q_values, 0), axis=-1)
+    return picked
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_positive(value: float) -> bool:
+    return isfinite(value) and value > 0
+
+
+def _check(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise InvalidValueError(f"{name}={value!r} cannot be used: it must be {wanted}.")

@@ -1,0 +1,8 @@
+"""Training runs that checkpoint, stop on a signal, and resume bit for bit."""
+
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.dqn import train_dqn
+from vibe_store.runner.loop import Progress, TrainResult
+from vibe_store.runner.signals import TrainingInterrupted
+
+__all__ = ["Progress", "RunnerConfig", "TrainResult", "TrainingInterrupted", "train_dqn"]

@@ -1,0 +1,82 @@
+"""RunnerConfig: how long a run trains, on how many environments, and what it saves on the way."""
+
+import os
+from dataclasses import dataclass
+from math import isfinite
+
+from vibe_store.errors import InvalidValueError
+
+__all__ = ["RunnerConfig"]
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """Settings of one training run. Steps are environment steps, summed over all environments."""
+
+    total_timesteps: int = 100_000
+    """Step at which training ends, counted from the very first one; a resumed run goes on to it."""
+    num_envs: int = 8
+    """Environments that are stepped together."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints are stored; None saves none."""
+    checkpoint_interval: int = 5_000
+    """Steps between two checkpoints."""
+    max_checkpoints: int = 5
+    """Most recent checkpoints that are kept."""
+    keep_period: int | None = None
+    """Keep every checkpoint whose step is a multiple of this for ever; None keeps the most recent only."""
+    resume: bool = False
+    """Go on from the newest checkpoint, if there is one."""
+    overwrite: bool = False
+    """Delete the checkpoints that exist and start anew."""
+    eval_interval: int | None = 5_000
+    """Steps between two evaluations; None never evaluates."""
+    eval_episodes: int = 20
+    """Greedy episodes in each evaluation."""
+    log_interval: int = 1_000
+    """Steps between two lines of metrics."""
+    preemption_deadline_secs: float = 25.0
+    """Seconds that Ctrl-C or SIGTERM waits for the last checkpoint."""
+    async_timeout_secs: int | None = 7_200
+    """Seconds that a checkpoint may take in the background; None saves in the training thread."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is not None:
+            object.__setattr__(self, "checkpoint_dir", os.fspath(self.checkpoint_dir))
+        for name in (
+            "total_timesteps",
+            "num_envs",
+            "checkpoint_interval",
+            "max_checkpoints",
+            "eval_episodes",
+            "log_interval",
+        ):
+            _check_int(name, getattr(self, name), least=1)
+        for name in ("keep_period", "eval_interval", "async_timeout_secs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), least=1, otherwise=", or None")
+        _check_int("seed", self.seed, least=0)
+        if self.total_timesteps + self.num_envs >= 2**31:
+            raise InvalidValueError(
+                f"total_timesteps={self.total_timesteps} cannot be used: steps are counted in 32 bits, "
+                f"up to {2**31 - 1:,}."
+            )
+        if not (isfinite(self.preemption_deadline_secs) and self.preemption_deadline_secs > 0):
+            raise InvalidValueError(
+                f"preemption_deadline_secs={self.preemption_deadline_secs!r} cannot be used: "
+                "it must be a number above 0."
+            )
+        if self.resume and self.overwrite:
+            raise InvalidValueError(
+                "resume=True and overwrite=True contradict each other: resume goes on from the checkpoints "
+                "that exist, overwrite deletes them. Set one of them to False."
+            )
+
+
+def _check_int(name: str, value: object, *, least: int, otherwise: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidValueError(
+            f"{name}={value!r} cannot be used: it must be a whole number, at least {least}{otherwise}."
+        )

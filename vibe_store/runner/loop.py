@@ -1,0 +1,365 @@
+"""The training loop that the runners share: one compiled program, called in chunks, with saves in between."""
+
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vibe_store.errors import SaveFailedError, VibeStoreWarning
+from vibe_store.interfaces import Checkpointer, PyTree
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.evaluate import Evaluation
+from vibe_store.runner.points import due, first_multiple, next_point
+from vibe_store.runner.signals import SignalWatch, TrainingInterrupted
+
+__all__ = ["Callbacks", "Carry", "MetricsWriter", "Program", "Progress", "TrainResult", "Trainer"]
+
+_log = logging.getLogger("vibe_store")
+
+_CHUNK_SECS = 0.5
+_FIRST_CHUNK = 32
+
+
+class Carry(NamedTuple):
+    """The whole state of a run, every leaf a strongly typed array.
+
+    Attributes:
+        state: what the algorithm's ``init`` returned; ``state.step`` is the absolute environment step.
+        runner: the rest.
+    """
+
+    state: PyTree
+    runner: PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the loop needs of an algorithm on an environment; the functions are traced, so they must be pure.
+
+    Attributes:
+        init: a carry from a PRNG key.
+        step: the carry after one step of every environment.
+        report: scalars by name to log, from a carry. Their names are what ``metrics`` will hold.
+        evaluate: greedy episodes of a state, drawn from a PRNG key.
+        metadata: what is stored with each checkpoint: ``algorithm``, ``env`` and the configurations, as JSON.
+    """
+
+    init: Callable[[Array], Carry]
+    step: Callable[[Carry], Carry]
+    report: Callable[[Carry], dict[str, Array]]
+    evaluate: Callable[[PyTree, Array], Evaluation]
+    metadata: Mapping[str, Any]
+
+
+class MetricsWriter(Protocol):
+    """Where lines of metrics go; a :class:`~vibe_store.metrics.MetricsLogger`, say."""
+
+    def write(self, metrics: Mapping[str, Any], /) -> None:
+        """Append one line."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is, after each chunk.
+
+    Attributes:
+        step: the absolute step.
+        total: the step at which the run ends.
+        steps_per_second: speed of the last chunk.
+        recent_return: mean return of the last 100 or so finished episodes; None before the first.
+        eval_return: the last evaluation's mean return; None before the first.
+        checkpoint_step: the step that was saved last (it may still be on its way to the disk); None before.
+        checkpoint_bytes: the size of the checkpoint that was committed last; None before.
+        blocked_seconds: how long training stood still for the last save.
+    """
+
+    step: int
+    total: int
+    steps_per_second: float
+    recent_return: float | None
+    eval_return: float | None
+    checkpoint_step: int | None
+    checkpoint_bytes: int | None
+    blocked_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a finished run leaves behind.
+
+    Attributes:
+        state: the algorithm's final state.
+        runner: the rest of the run's final state.
+        step: the absolute step it ended at.
+        resumed_from: the step it was restored at; None for a run that started anew.
+        history: the lines of metrics of this call, oldest first, each with its ``"step"``.
+        eval_return: the last evaluation's mean return; None where there was none.
+        checkpoint_dir: where the checkpoints are, as configured.
+        saved_steps: the steps that this call saved.
+        compile_seconds: how long compilation took.
+        train_seconds: how long the rest took, evaluations and saves included.
+        blocked_seconds: how long training stood still for all saves together, the wait at the end apart.
+    """
+
+    state: PyTree
+    runner: PyTree
+    step: int
+    resumed_from: int | None
+    history: tuple[Mapping[str, float], ...]
+    eval_return: float | None
+    checkpoint_dir: str | None
+    saved_steps: tuple[int, ...]
+    compile_seconds: float
+    train_seconds: float
+    blocked_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """Who is told what during a run.
+
+    Attributes:
+        metrics: gets a line of metrics at each log point and each evaluation.
+        on_progress: is called after each chunk.
+        on_best: is called with the step of each checkpoint that was saved with the best evaluation so far.
+    """
+
+    metrics: MetricsWriter | None = None
+    on_progress: Callable[[Progress], None] | None = None
+    on_best: Callable[[int], None] | None = None
+
+
+class Trainer:
+    """One run from a carry to its end.
+
+    Args:
+        program: the algorithm.
+        config: the settings.
+        carry: where to begin, at a multiple of ``config.num_envs``; its arrays are donated.
+        checkpointer: where to save; None saves nothing.
+        resumed_from: the step that the carry was restored at.
+        best: the best evaluation among the checkpoints that exist.
+        callbacks: who is told.
+        signals: tells whether to stop.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        config: RunnerConfig,
+        carry: Carry,
+        *,
+        checkpointer: Checkpointer | None,
+        resumed_from: int | None,
+        best: float,
+        callbacks: Callbacks,
+        signals: SignalWatch,
+    ) -> None:
+        self._program = program
+        self._config = config
+        self._carry = carry
+        self._checkpointer = checkpointer
+        self._resumed_from = resumed_from
+        self._best = best
+        self._callbacks = callbacks
+        self._signals = signals
+        self._step = resumed_from or 0
+        self._end = first_multiple(config.total_timesteps, config.num_envs)
+        self._saved_step = resumed_from
+        self._saved_steps: list[int] = []
+        self._history: list[Mapping[str, float]] = []
+        self._eval_return: float | None = None
+        self._chunk = _FIRST_CHUNK
+        self._speed = 0.0
+        self._blocked = self._last_blocked = 0.0
+
+    def run(self) -> TrainResult:
+        """Train to the end.
+
+        Raises:
+            TrainingInterrupted: a signal came; what had been trained is saved, where there is a checkpointer.
+        """
+        started = time.perf_counter()
+        compile_seconds = 0.0
+        if self._step < self._end:
+            advance = self._compile()
+            evaluate = jax.jit(self._program.evaluate)
+            compile_seconds = time.perf_counter() - started
+        while self._step < self._end and self._signals.received is None:
+            report = self._advance(advance)
+            evaluation = self._evaluate(evaluate)
+            self._write_metrics(report, evaluation)
+            if self._step == self._end or due(
+                self._step, self._config.checkpoint_interval, self._config.num_envs
+            ):
+                self._save(evaluation)
+            self._tell(report)
+        if self._signals.received is not None:
+            self._stop(self._signals.received)
+        if self._checkpointer is not None:
+            self._checkpointer.wait()
+        return TrainResult(
+            state=self._carry.state,
+            runner=self._carry.runner,
+            step=self._step,
+            resumed_from=self._resumed_from,
+            history=tuple(self._history),
+            eval_return=self._eval_return,
+            checkpoint_dir=self._config.checkpoint_dir,
+            saved_steps=tuple(self._saved_steps),
+            compile_seconds=compile_seconds,
+            train_seconds=time.perf_counter() - started - compile_seconds,
+            blocked_seconds=self._blocked,
+        )
+
+    def _compile(self) -> Callable[[Carry, Array], tuple[Carry, dict[str, Array]]]:
+        """Compile the one program that every chunk runs, whatever its length; it cannot compile again."""
+
+        def advance(carry: Carry, n_steps: Array) -> tuple[Carry, dict[str, Array]]:
+            carry = jax.lax.fori_loop(0, n_steps, lambda _, carry: self._program.step(carry), carry)
+            return carry, self._program.report(carry)
+
+        n_steps = jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.jit(advance, donate_argnums=0).lower(self._carry, n_steps).compile()
+
+    def _next_stop(self) -> int:
+        intervals = [self._config.checkpoint_interval, self._config.log_interval]
+        if self._config.eval_interval is not None:
+            intervals.append(self._config.eval_interval)
+        points = [next_point(self._step, interval, self._config.num_envs) for interval in intervals]
+        return min(self._end, *points)
+
+    def _advance(self, advance: Callable[..., tuple[Carry, dict[str, Array]]]) -> Mapping[str, float]:
+        """Run one chunk, and size the next by how long it took."""
+        n_steps = min(self._chunk, (self._next_stop() - self._step) // self._config.num_envs)
+        started = time.perf_counter()
+        self._carry, scalars = advance(self._carry, np.int32(n_steps))
+        report = {name: value.item() for name, value in jax.device_get(scalars).items()}
+        seconds = time.perf_counter() - started
+        self._step += n_steps * self._config.num_envs
+        self._speed = n_steps * self._config.num_envs / seconds
+        # At most twice the last one: the steps before learning starts say little of those after.
+        self._chunk = max(1, min(int(n_steps * _CHUNK_SECS / seconds), 2 * self._chunk))
+        return report
+
+    def _evaluate(self, evaluate: Callable[[PyTree, Array], Evaluation]) -> Mapping[str, float] | None:
+        interval = self._config.eval_interval
+        if interval is None or not (
+            self._step == self._end or due(self._step, interval, self._config.num_envs)
+        ):
+            return None
+        key = jax.random.fold_in(jax.random.key(self._config.seed), self._step)
+        returns, lengths = jax.device_get(evaluate(self._carry.state, key))
+        self._eval_return = float(np.mean(returns))
+        return {
+            "eval_return": self._eval_return,
+            "eval_return_std": float(np.std(returns)),
+            "eval_length": float(np.mean(lengths)),
+        }
+
+    def _write_metrics(self, report: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
+        line: dict[str, float] = {"step": self._step}
+        if self._step == self._end or due(self._step, self._config.log_interval, self._config.num_envs):
+            line |= {**report, "steps_per_second": self._speed}
+        line |= evaluation or {}
+        if len(line) > 1:
+            self._history.append(line)
+            if self._callbacks.metrics is not None:
+                self._callbacks.metrics.write(line)
+
+    def _save(self, evaluation: Mapping[str, float] | None) -> None:
+        """Save this step, if it is not saved yet; the interval is decided here, not by the checkpointer."""
+        if self._checkpointer is None or self._saved_step == self._step:
+            return
+        metrics = None if evaluation is None else {"eval_return": evaluation["eval_return"]}
+        started = time.perf_counter()
+        try:
+            self._save_now(self._checkpointer, metrics)
+        except SaveFailedError as error:
+            if error.step == self._step:
+                raise
+            warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
+            self._save_now(self._checkpointer, metrics)
+        self._last_blocked = time.perf_counter() - started
+        self._blocked += self._last_blocked
+        if evaluation is not None and evaluation["eval_return"] > self._best:
+            self._best = evaluation["eval_return"]
+            if self._callbacks.on_best is not None:
+                self._callbacks.on_best(self._step)
+
+    def _save_now(self, checkpointer: Checkpointer, metrics: Mapping[str, float] | None) -> None:
+        checkpointer.save(
+            self._step,
+            self._carry.state,
+            items={"runner": self._carry.runner},
+            metrics=metrics,
+            metadata=self._program.metadata,
+            force=True,
+        )
+        self._saved_step = self._step
+        self._saved_steps.append(self._step)
+
+    def _tell(self, report: Mapping[str, float]) -> None:
+        if self._callbacks.on_progress is None:
+            return
+        committed = None if self._checkpointer is None else self._checkpointer.last_committed
+        self._callbacks.on_progress(
+            Progress(
+                step=self._step,
+                total=self._end,
+                steps_per_second=self._speed,
+                recent_return=report["return"] if report["episodes"] else None,
+                eval_return=self._eval_return,
+                checkpoint_step=self._saved_step,
+                checkpoint_bytes=None if committed is None else committed.size,
+                blocked_seconds=self._last_blocked,
+            )
+        )
+
+    def _stop(self, signum: int) -> None:
+        """Save what there is, within the deadline, and end the run."""
+        name = "Ctrl-C" if signum == 2 else "SIGTERM"
+        where = f"{name} stopped training at step {self._step:,} of {self._end:,}"
+        if self._checkpointer is None:
+            message, saved = f"{where}. Nothing is saved, since checkpoint_dir is None.", False
+        elif self._step == 0:
+            message, saved = f"{where}. There was nothing to save yet.", False
+        else:
+            error = self._save_within_deadline(self._checkpointer)
+            saved = error is None
+            message = (
+                f"{where}, which is saved. Run it again with resume=True to go on from there."
+                if error is None
+                else f"{where}, which is not saved: {error} Run it again with resume=True to go on from the "
+                "newest checkpoint."
+            )
+        _log.warning("%s", message)
+        raise TrainingInterrupted(message, signum=signum, step=self._step, saved=saved)
+
+    def _save_within_deadline(self, checkpointer: Checkpointer) -> str | None:
+        """Save in a thread that can be left behind; return None, or a sentence on why nothing was saved."""
+        failures: list[Exception] = []
+
+        def save_and_wait() -> None:
+            try:
+                self._save(None)
+                checkpointer.wait()
+            except Exception as error:  # noqa: BLE001 - handed to the thread that waits, which reports it
+                failures.append(error)
+
+        thread = threading.Thread(target=save_and_wait, name="vibe-store-last-save", daemon=True)
+        thread.start()
+        deadline = self._config.preemption_deadline_secs
+        thread.join(max(0.0, deadline - self._signals.seconds_since()))
+        if thread.is_alive():
+            return f"that took longer than preemption_deadline_secs={deadline:g}."
+        return str(failures[0]) if failures else None

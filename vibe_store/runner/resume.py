@@ -1,0 +1,143 @@
+"""Opening the checkpoints of a run, and restoring one: what was saved must fit what is to be trained."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from vibe_store.errors import (
+    CheckpointsExistError,
+    InvalidValueError,
+    TemplateMismatchError,
+    VibeStoreWarning,
+)
+from vibe_store.interfaces import Checkpointer
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.loop import Carry, Program
+from vibe_store.runner.signals import TrainingInterrupted
+
+__all__ = ["best_so_far", "opened", "restore"]
+
+_log = logging.getLogger("vibe_store")
+
+
+@contextmanager
+def opened(
+    config: RunnerConfig, given: Checkpointer | None
+) -> Iterator[tuple[Checkpointer | None, int | None]]:
+    """Give the checkpointer of a run and the step to resume from, and close what was opened here.
+
+    Args:
+        config: says where the checkpoints are and whether to resume.
+        given: a checkpointer to use instead; it stays open.
+
+    Raises:
+        CheckpointsExistError: there are checkpoints, and neither ``resume`` nor ``overwrite`` is set.
+    """
+    if given is not None:
+        latest = given.latest_step()
+        if latest is not None and not config.resume:
+            raise CheckpointsExistError(
+                f"The checkpointer that was given already holds step {latest}. Set resume=True to go on from "
+                "there, or open it on an empty directory (or with overwrite=True) to start anew."
+            )
+        yield given, latest
+    elif config.checkpoint_dir is None:
+        if config.resume:
+            warnings.warn(
+                "Nothing is being saved and there is nothing to resume from, because "
+                "RunnerConfig.checkpoint_dir is None: set it to a directory.",
+                VibeStoreWarning,
+                stacklevel=4,
+            )
+        yield None, None
+    else:
+        checkpointer, resuming = _open(config, config.checkpoint_dir)
+        with _closing(checkpointer):
+            yield checkpointer, checkpointer.latest_step() if resuming else None
+
+
+def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Array) -> Carry:
+    """Restore one step.
+
+    Raises:
+        InvalidValueError: it is a checkpoint of another algorithm or environment.
+        TemplateMismatchError: its leaves are others than the program's: each is named, and so is each
+            configuration field that has another value than when it was saved.
+    """
+    saved = checkpointer.metadata(step) or {}
+    for name in ("algorithm", "env"):
+        if name in saved and saved[name] != program.metadata[name]:
+            raise InvalidValueError(
+                f"The checkpoint of step {step} is of {name} {saved[name]!r}, so a run of {name} "
+                f"{program.metadata[name]!r} cannot resume from it. Use another checkpoint_dir."
+            )
+    changes = _changes(saved, program.metadata)
+    like = jax.eval_shape(program.init, key)
+    try:
+        state, items = checkpointer.restore(step, like.state, items={"runner": like.runner})
+    except TemplateMismatchError as error:
+        if not changes:
+            raise
+        raise TemplateMismatchError(
+            f"{error}\nChanged since step {step} was saved: {'; '.join(changes)}. Set them back to resume.",
+            differences=error.differences,
+            paths=error.paths,
+        ) from error
+    if changes:
+        _log.warning("Resuming from step %d with changed settings: %s.", step, "; ".join(changes))
+    return Carry(state, items["runner"])
+
+
+def best_so_far(checkpointer: Checkpointer) -> float:
+    """Return the best evaluation among the checkpoints that exist, or minus infinity."""
+    step = checkpointer.best_step()
+    metrics = None if step is None else checkpointer.info(step).metrics
+    return float("-inf") if metrics is None else metrics["eval_return"]
+
+
+def _open(config: RunnerConfig, directory: str) -> tuple[Checkpointer, bool]:
+    from vibe_store.checkpoint import initialize_checkpoint_dir
+
+    return initialize_checkpoint_dir(
+        directory,
+        max_to_keep=config.max_checkpoints,
+        keep_period=config.keep_period,
+        save_interval_steps=1,
+        async_timeout_secs=config.async_timeout_secs,
+        best_fn=lambda metrics: metrics["eval_return"],
+        best_mode="max",
+        resume=config.resume,
+        overwrite=config.overwrite,
+    )
+
+
+@contextmanager
+def _closing(checkpointer: Checkpointer) -> Iterator[None]:
+    """Close it at the end, except after a signal whose last save is overdue: closing would wait for that."""
+    try:
+        yield
+    except TrainingInterrupted as stop:
+        if stop.saved:
+            checkpointer.close()
+        raise
+    except BaseException as error:
+        checkpointer.__exit__(type(error), error, error.__traceback__)
+        raise
+    checkpointer.close()
+
+
+def _changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Name each configuration field that matters to training and has another value than when saved."""
+    changes = []
+    for group in ("algorithm_config", "run"):
+        before, now = saved.get(group, {}), present[group]
+        changes += [
+            f"{name}={now.get(name)!r} (was {before.get(name)!r})"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+    return changes
