@@ -52,7 +52,7 @@ class RunDir:
                 f"base_dir is {os.fspath(base_dir)!r}, and a run's folder is on a local disk. Give a local "
                 "base_dir; checkpoints alone can go elsewhere, by the directory of the CheckpointManager."
             )
-        base = Path(base_dir).expanduser()
+        base = Path(base_dir).expanduser().absolute()
         self.path = base / _check_name(run_id) if run_id is not None else _new_folder(base, _check_name(name))
         self.run_id = self.path.name
 

@@ -24,6 +24,8 @@ def check_positive(name: str, value: object) -> int:
 
 def check_items(state: PyTree, items: Mapping[str, PyTree] | None) -> dict[str, PyTree]:
     """Return all pytrees of one checkpoint by item name."""
+    if items is not None and not isinstance(items, Mapping):
+        raise InvalidValueError(f"items is a dict of pytrees by name; got {items!r}.")
     for name in items or {}:
         if not isinstance(name, str) or not ITEM_NAME.fullmatch(name):
             raise InvalidValueError(
@@ -39,6 +41,8 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float] | None:
     """Return metrics as floats (NaN and infinity are numbers too), or raise by name."""
     if metrics is None:
         return None
+    if not isinstance(metrics, Mapping):
+        raise InvalidValueError(f"metrics is a dict of numbers by name; got {metrics!r}.")
     return {_text(name): _metric(name, value) for name, value in metrics.items()}
 
 
@@ -46,8 +50,11 @@ def check_json_object(name: str, value: object) -> bytes:
     """Return a dict as the bytes of a JSON file, or raise by path."""
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"{name} is a dict that JSON can hold; got {value!r}.")
-    _check_json(value, name)
-    return json.dumps(value, indent=2, default=dict).encode() + b"\n"
+    try:
+        _check_json(value, name)
+        return json.dumps(value, indent=2, default=dict).encode() + b"\n"
+    except RecursionError:
+        raise InvalidValueError(f"{name} contains itself, or is nested too deeply for JSON.") from None
 
 
 def _metric(name: object, value: Any) -> float:
@@ -55,7 +62,7 @@ def _metric(name: object, value: Any) -> float:
         if isinstance(value, bool | str | bytes):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidValueError(
             f"The metric {name!r} is {value!r}, which is no number. Pass a float, or leave it out."
         ) from None

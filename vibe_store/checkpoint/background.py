@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from vibe_store.errors import SaveFailedError, SaveTimeoutError, StepAlreadyExistsError
 
-__all__ = ["BackgroundSave"]
+__all__ = ["SAVE_THREAD", "BackgroundSave"]
+
+SAVE_THREAD = "vibe_store save"
+"""How the names of the threads begin that save in the background."""
 
 
 class BackgroundSave:
@@ -22,6 +25,8 @@ class BackgroundSave:
         self._step = 0
         self._deadline = 0.0
         self._error: BaseException | None = None
+        self.untold: list[str] = []
+        """What nobody was told of yet, as text: it outlives a manager that is no longer used."""
 
     @property
     def step(self) -> int | None:
@@ -36,10 +41,13 @@ class BackgroundSave:
                 work()
             except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
                 self._error = error
+                told = error if isinstance(error, SaveFailedError) else failure_of(step, error)
+                self.untold.append(str(told))
 
         self._step, self._error = step, None
+        self.untold.clear()
         self._deadline = time.monotonic() + (self._timeout or 0.0)
-        self._thread = threading.Thread(target=run, name=f"vibe_store save of step {step}")
+        self._thread = threading.Thread(target=run, name=f"{SAVE_THREAD} of step {step}")
         self._thread.start()
 
     def settle(self) -> None:
@@ -51,7 +59,7 @@ class BackgroundSave:
         if self._thread is None:
             return
         if self._thread.is_alive():
-            self._thread.join(max(0.0, self._deadline - time.monotonic()))
+            self._thread.join(min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX))
         if self._thread.is_alive():
             raise SaveTimeoutError(
                 f"The save of step {self._step} has not finished within {self._timeout:g} seconds "
@@ -67,12 +75,11 @@ class BackgroundSave:
             SaveFailedError: anything else; the cause says what.
         """
         error, self._error = self._error, None
+        self.untold.clear()
+        if isinstance(error, SaveFailedError):
+            raise error
         if error is not None:
             raise failure_of(self._step, error) from error
-
-    def forget(self) -> None:
-        """Let go of the thread, which a forked child does not have."""
-        self._thread, self._error = None, None
 
 
 def failure_of(step: int, error: BaseException) -> StepAlreadyExistsError | SaveFailedError:

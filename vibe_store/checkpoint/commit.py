@@ -4,17 +4,15 @@ A checkpoint exists if and only if its manifest does. Replacing one is a new man
 the old files go afterwards. Deleting one is its manifest first, its files after.
 """
 
-import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -55,8 +53,8 @@ def write_checkpoint(
         names = [file.name for item in saved.values() for file in item.files] + (
             [METADATA] if metadata else []
         )
-        plain = old is None and not _any_taken(storage, folder, names)
-        keys = {name: name if plain else attempt_key(name, attempt) for name in names}
+        old_keys = _keys_of(folder, old)
+        keys = _claim_keys(storage, attempt, folder, names, old_keys)
         manifest = Manifest(
             step=step,
             attempt=attempt,
@@ -67,11 +65,13 @@ def write_checkpoint(
             metrics=content.metrics,
         )
         new_keys = {f"{folder}{key}" for key in keys.values()}
-        old_keys = {f"{folder}{file.key}" for file in old.files} if old else set()
-        pending.declare(storage, attempt, new_keys | old_keys)
         try:
             for name, key in keys.items():
                 storage.put(staging / name, f"{folder}{key}", move=True)
+            replaced = _keys_of(folder, _existing(storage, step, replace=True)) if replace else old_keys
+            if replaced != old_keys:  # another writer was faster, and its files are the old ones now
+                old_keys = replaced
+                pending.declare(storage, attempt, new_keys | old_keys)
             _create_manifest(storage, manifest, replace=replace)
         except BaseException:
             _undo(storage, attempt, manifest, new_keys)
@@ -139,12 +139,6 @@ def info_of(manifest: Manifest, *, pinned: bool) -> CheckpointInfo:
     )
 
 
-def metadata_json(metadata: bytes) -> dict[str, Any]:
-    """Parse a metadata file."""
-    parsed: dict[str, Any] = json.loads(metadata)
-    return parsed
-
-
 def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Manifest | None:
     """Return what is committed under this step, or raise where it must not be replaced.
 
@@ -163,6 +157,10 @@ def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Ma
     return manifest
 
 
+def _keys_of(folder: str, manifest: Manifest | None) -> set[str]:
+    return set() if manifest is None else {f"{folder}{file.key}" for file in manifest.files}
+
+
 def _already_exists(storage: StorageBackend, step: int | None) -> StepAlreadyExistsError:
     what = "A checkpoint" if step is None else f"A checkpoint of step {step}"
     return StepAlreadyExistsError(
@@ -175,7 +173,9 @@ def _create_manifest(storage: StorageBackend, manifest: Manifest, *, replace: bo
     try:
         storage.write(key, encode(manifest), overwrite=replace)
     except FileExistsError:
-        raise _already_exists(storage, manifest.step) from None
+        # A storage that repeats a request whose answer was lost may find what the first one created.
+        if read_manifest(storage, manifest.step).attempt != manifest.attempt:
+            raise _already_exists(storage, manifest.step) from None
 
 
 def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Iterable[str]) -> None:
@@ -216,6 +216,26 @@ def _stage_metadata(staging: Path, metadata: bytes | None) -> tuple[int, str] | 
         return None
     (staging / METADATA).write_bytes(metadata)
     return len(metadata), xxhash.xxh3_128_hexdigest(metadata)
+
+
+def _claim_keys(
+    storage: StorageBackend, attempt: str, folder: str, names: Iterable[str], old_keys: Set[str]
+) -> dict[str, str]:
+    """Declare an attempt, and return a key that nothing uses for each file, relative to the folder.
+
+    Plain names are declared first and looked up after, so that of two attempts that want the same ones at
+    least one sees the other and takes names with its id.
+    """
+    names = tuple(names)
+    if not old_keys and not _any_taken(storage, folder, names):
+        wanted = {f"{folder}{name}" for name in names}
+        pending.declare(storage, attempt, wanted)
+        others = pending.pending_keys(storage, apart_from=attempt)
+        if not wanted & others and not _any_taken(storage, folder, names):
+            return {name: name for name in names}
+    keys = {name: attempt_key(name, attempt) for name in names}
+    pending.declare(storage, attempt, {*(f"{folder}{key}" for key in keys.values()), *old_keys})
+    return keys
 
 
 def _any_taken(storage: StorageBackend, folder: str, names: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ from vibe_store.checkpoint.layout import (
     BEST,
     MANIFEST,
     aside_key,
+    best_link,
     folder_of,
     new_attempt,
     step_blobs,
@@ -114,8 +115,9 @@ def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
     lease = lock_and_sweep(storage, "one-shot")
     try:
         with pending.live_attempt() as attempt:
-            pending.declare(storage, attempt, keys)
-            storage.delete([key for key in keys if key.endswith(f"/{MANIFEST}")])
+            manifests = [key for key in keys if key.partition("/")[2] == MANIFEST]
+            pending.declare(storage, attempt, set(keys) - set(manifests))
+            storage.delete(manifests)
             storage.delete(keys)
             pending.settle(storage, attempt)
     finally:
@@ -124,7 +126,7 @@ def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
 
 def _wipe(storage: StorageBackend) -> None:
     delete_step_folders(storage, {step for step, _ in step_blobs(storage)})
-    best = storage.local_path(BEST)
+    best = best_link(storage)
     if best is None:
         storage.delete([BEST])
     elif best.is_symlink():
@@ -144,7 +146,7 @@ def _set_damaged_aside(storage: StorageBackend) -> None:
                 f"Step {step} in {storage.url} does not verify, so the run resumes from an older one. Its "
                 f"files stay where they are, its manifest is now called {kept}. The fault: {error}",
                 DamagedCheckpointWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         else:
             return

@@ -22,8 +22,10 @@ __all__ = [
     "StepFolder",
     "aside_key",
     "attempt_key",
+    "best_link",
     "check_step",
     "folder_of",
+    "is_set_aside",
     "new_attempt",
     "read_best",
     "split_step_folder",
@@ -136,12 +138,23 @@ def aside_key(step: int, attempt: str) -> str:
     return f"{folder_of(step)}manifest.damaged-{attempt}.json"
 
 
+def is_set_aside(storage: StorageBackend, folder: str) -> bool:
+    """Whether a folder, whose prefix ends in "/", keeps a damaged manifest under another name."""
+    return any(_ASIDE.fullmatch(blob.key.removeprefix(folder)) for blob in storage.list(f"{folder}manifest."))
+
+
+def best_link(storage: StorageBackend) -> Path | None:
+    """Return where the link ``best`` is, wherever it leads; None where the storage is no local disk."""
+    root = storage.local_path("")
+    return None if root is None else root / BEST
+
+
 def read_best(storage: StorageBackend) -> int | None:
     """Return the step that ``best`` points to, committed or not; None where there is no ``best``.
 
     On a local disk ``best`` is a symbolic link to ``step_N``, elsewhere an object that holds that name.
     """
-    local = storage.local_path(BEST)
+    local = best_link(storage)
     try:
         name = str(local.readlink()) if local else storage.read(BEST).decode("utf-8", "replace").strip()
     except FileNotFoundError:
@@ -163,7 +176,7 @@ def read_best(storage: StorageBackend) -> int | None:
 
 def write_best(storage: StorageBackend, step: int) -> None:
     """Point ``best`` to a step, at once and whole: a reader sees the old target or the new one."""
-    local, target = storage.local_path(BEST), f"step_{step}"
+    local, target = best_link(storage), f"step_{step}"
     if local is None:
         storage.write(BEST, f"{target}\n".encode())
         return

@@ -127,7 +127,8 @@ class CheckpointManager(Checkpointer):
             _check_rank(self._best_fn, ranked)
         self._settle_before(step)
         self._lock()
-        if any(True for _ in self._storage.list(f"{folder_of(step)}{MANIFEST}")):
+        manifest = f"{folder_of(step)}{MANIFEST}"
+        if any(blob.key == manifest for blob in self._storage.list(manifest)):
             raise StepAlreadyExistsError(
                 f"A checkpoint of step {step} is already in {self._storage.url}. "
                 "Save another step, or replace it with save_checkpoint()."
@@ -241,7 +242,8 @@ class CheckpointManager(Checkpointer):
     def _lock(self) -> None:
         if self._lease is None or not self._lease.valid:
             self._lease = lock_and_sweep(self._storage, "manager")
-            weakref.finalize(self, self._lease.release)
+            untold = [] if self._background is None else self._background.untold
+            weakref.finalize(self, _let_go, self._lease, untold)
 
     def _require(self, step: int) -> None:
         step = check_step(step)
@@ -298,21 +300,36 @@ class CheckpointManager(Checkpointer):
         return [info for _, info in self._infos.values()]
 
     def _load_newest(self, likes: Mapping[str, PyTree], *, partial: bool) -> tuple[int, dict[str, PyTree]]:
-        steps = self.all_steps()
-        for step in reversed(steps):
+        damaged: set[int] = set()
+        while left := [step for step in self.all_steps() if step not in damaged]:
+            step = left[-1]
             try:
                 return step, load_items(
                     self._storage, step, likes, partial=partial, serializer=self._serializer
                 )
+            except CheckpointNotFoundError:
+                if step in self.all_steps():
+                    raise  # it lacks an item; otherwise another process deleted it meanwhile
             except CorruptCheckpointError as error:
+                damaged.add(step)
                 warnings.warn(
                     f"Step {step} in {self._storage.url} does not verify and is passed over: {error}",
                     DamagedCheckpointWarning,
                     stacklevel=3,
                 )
-        if steps:
-            raise CorruptCheckpointError(f"None of the steps {steps} in {self._storage.url} verifies.")
+        if damaged:
+            raise CorruptCheckpointError(
+                f"None of the steps {sorted(damaged)} in {self._storage.url} verifies."
+            )
         raise CheckpointNotFoundError(f"There is no checkpoint in {self._storage.url}.")
+
+
+def _let_go(lease: WriterLease, untold: list[str]) -> None:
+    """End a manager that nobody can call any more."""
+    lease.release()
+    for failure in untold:
+        _log.error("%s", failure)
+    untold.clear()
 
 
 def _policy(retention: str | RetentionPolicy | None, max_to_keep: int) -> RetentionPolicy:

@@ -17,6 +17,7 @@ import xxhash
 from vibe_store.errors import CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import FileEntry, Leaf
 from vibe_store.serializers.rows import table_from_json, table_to_json
+from vibe_store.storage.keys import is_key
 
 __all__ = ["FORMAT", "ITEM_NAME", "ItemRecord", "Manifest", "StoredFile", "decode", "encode", "strict_json"]
 
@@ -29,7 +30,6 @@ ITEM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _MAX_BYTES = 256 * 1024 * 1024
 _FIRST_LINE = re.compile(rb'\{"checksum": "[0-9a-f]{32}",\n')
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
-_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -144,7 +144,7 @@ def decode(data: bytes, *, where: str) -> Manifest:
         return _from_json(fields)
     except NewerFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptCheckpointError(f"The manifest {where} cannot be understood: {error}.") from error
 
 
@@ -160,7 +160,10 @@ def strict_json(data: bytes) -> Any:
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
-    return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _check_format(number: Any, where: str) -> None:
@@ -228,8 +231,7 @@ def _file_from_json(file: dict[str, Any]) -> StoredFile:
 
 
 def _check_key(key: Any) -> str:
-    names = key.split("/")
-    _expect(all(_NAME.fullmatch(name) and name not in {".", ".."} for name in names), "key", key)
+    _expect(is_key(key), "key", key)
     return str(key)
 
 

@@ -1,6 +1,7 @@
 """Saving and loading one checkpoint outside a training loop."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
-from vibe_store.errors import CheckpointNotFoundError, UnsupportedLeafError
+from vibe_store.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DamagedCheckpointWarning,
+    UnsupportedLeafError,
+)
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend
 from vibe_store.registry import get_serializer
 from vibe_store.serializers import eqx
@@ -167,13 +173,20 @@ def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree) 
 
 def _resolve(path: Path) -> Path:
     """Return the file that holds the bytes of ``path``, as the manifest beside it says, if there is one."""
+    where = path.parent / MANIFEST
     try:
-        data = (path.parent / MANIFEST).read_bytes()
+        manifest = decode(where.read_bytes(), where=str(where))
     except (FileNotFoundError, NotADirectoryError):
         return path
-    if path.is_file():
+    except CorruptCheckpointError as error:
+        if not path.is_file():
+            raise
+        warnings.warn(
+            f"{path} is read as it is, although another file may have replaced it: {error}",
+            DamagedCheckpointWarning,
+            stacklevel=3,
+        )
         return path
-    manifest = decode(data, where=str(path.parent / MANIFEST))
     files = {name: file for item in manifest.items.values() for name, file in item.files.items()}
     return path.parent / files[path.name].key if path.name in files else path
 

@@ -14,9 +14,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from vibe_store.checkpoint.layout import MANIFEST, OWN, folder_of, new_attempt, split_step_folder
+from vibe_store.checkpoint.layout import (
+    MANIFEST,
+    OWN,
+    folder_of,
+    is_set_aside,
+    new_attempt,
+    split_step_folder,
+)
 from vibe_store.checkpoint.manifest import decode, strict_json
-from vibe_store.interfaces import StorageBackend
+from vibe_store.interfaces import Blob, StorageBackend
 
 __all__ = ["declare", "live_attempt", "pending_keys", "settle", "staging_key", "sweep"]
 
@@ -57,14 +64,18 @@ def staging_key(attempt: str) -> str:
     return f"{_STAGING}/{attempt}"
 
 
-def pending_keys(storage: StorageBackend) -> frozenset[str]:
-    """Return every key that some attempt, dead or alive, has not decided yet."""
+def pending_keys(storage: StorageBackend, *, apart_from: str | None = None) -> frozenset[str]:
+    """Return every key that some attempt, dead or alive, has not decided yet; one attempt may be left out."""
     keys: set[str] = set()
     for blob in list(storage.list(_PENDING)):
+        if _attempt(blob) == apart_from:
+            continue
         try:
             keys.update(_keys(storage.read(blob.key)))
         except FileNotFoundError:
             continue  # settled meanwhile
+        except ValueError as error:
+            _log.warning("%s/%s is damaged and passed over: %s", storage.url, blob.key, error)
     return frozenset(keys)
 
 
@@ -75,20 +86,20 @@ def sweep(storage: StorageBackend, *, older_than: float) -> None:
     where the caller has made sure that no other process is writing.
 
     An attempt whose keys cannot be told from a committed checkpoint's, because a manifest cannot be read, is
-    left for later, with a log line.
+    left for later, with a log line. What was set aside stays.
     """
     for blob in list(storage.list(_PENDING)):
-        attempt = blob.key.removeprefix(_PENDING).removesuffix(".json")
+        attempt = _attempt(blob)
         if _is_alive(attempt) or (older_than > 0 and time.time() - blob.modified < older_than):
             continue
         try:
             keys = _keys(storage.read(blob.key))
-            garbage = keys - _named_by_manifests(storage, keys)
+            garbage = keys - _in_use(storage, keys) - pending_keys(storage, apart_from=attempt)
+            storage.delete(sorted(garbage))
+            storage.delete([blob.key])
         except (OSError, ValueError) as error:
             _log.warning("What the attempt %s left in %s stays for now: %s", attempt, storage.url, error)
             continue
-        storage.delete(sorted(garbage))
-        storage.delete([blob.key])
         _log.info("Swept %d objects that the attempt %s left in %s.", len(garbage), attempt, storage.url)
     local = storage.local_path(_STAGING)
     if local is not None and local.is_dir():
@@ -105,17 +116,24 @@ def _keys(data: bytes) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _named_by_manifests(storage: StorageBackend, keys: Iterable[str]) -> frozenset[str]:
-    folders = {_folder(key) for key in keys}
+def _in_use(storage: StorageBackend, keys: Iterable[str]) -> frozenset[str]:
+    """Return what the manifests beside these keys name; and all of the keys beside one that was set aside."""
+    keys = frozenset(keys)
     named: set[str] = set()
-    for folder in folders:
+    for folder in {_folder(key) for key in keys}:
+        if is_set_aside(storage, folder):
+            named.update(key for key in keys if _folder(key) == folder)
         try:
             data = storage.read(f"{folder}{MANIFEST}")
         except FileNotFoundError:
             continue
         manifest = decode(data, where=f"{storage.url}/{folder}{MANIFEST}")
-        named.update(f"{folder}{file.key}" for file in manifest.files)
+        named.update(f"{folder}{key}" for key in (MANIFEST, *(file.key for file in manifest.files)))
     return frozenset(named)
+
+
+def _attempt(blob: Blob) -> str:
+    return blob.key.removeprefix(_PENDING).removesuffix(".json")
 
 
 def _folder(key: str) -> str:

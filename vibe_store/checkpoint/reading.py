@@ -1,6 +1,7 @@
 """Reading what a manifest names, verified: sizes and checksums on the way, before anything is returned."""
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -52,7 +53,9 @@ def load_items(
     while True:
         try:
             return {
-                name: _load_item(storage, manifest, name, like, partial=partial, serializer=serializer)
+                name: _load_item(
+                    storage, folder_of(step), manifest, name, like, partial=partial, serializer=serializer
+                )
                 for name, like in likes.items()
             }
         except CorruptCheckpointError:
@@ -88,6 +91,7 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile) -> None:
 
 def _load_item(
     storage: StorageBackend,
+    folder: str,
     manifest: Manifest,
     name: str,
     like: PyTree,
@@ -95,7 +99,6 @@ def _load_item(
     partial: bool,
     serializer: Serializer | None,
 ) -> PyTree:
-    folder = folder_of(manifest.step)
     where = f"{storage.url}/{folder}".rstrip("/")
     item = manifest.items.get(name)
     if item is None:
@@ -187,25 +190,29 @@ class _VerifyingReader(io.RawIOBase):
 
 @contextmanager
 def _open(storage: StorageBackend, folder: str, file: StoredFile, stack: ExitStack) -> Iterator[BinaryIO]:
-    path = _local(storage, f"{folder}{file.key}", stack)
-    size = path.stat().st_size
     where = f"{storage.url}/{folder}{file.key}"
-    if size != file.size:
-        raise CorruptCheckpointError(f"{where} has {size} bytes instead of {file.size}.")
-    with path.open("rb", buffering=0) as raw:
+    try:
+        raw = _local(storage, f"{folder}{file.key}", stack).open("rb", buffering=0)
+    except (FileNotFoundError, IsADirectoryError):
+        raise _missing(where) from None
+    with raw:
+        size = os.fstat(raw.fileno()).st_size
+        if size != file.size:
+            raise CorruptCheckpointError(f"{where} has {size} bytes instead of {file.size}.")
         yield cast("BinaryIO", _VerifyingReader(raw, file, where))
 
 
 def _local(storage: StorageBackend, key: str, stack: ExitStack) -> Path:
     """Return a local file with the bytes of an object, fetched where the storage is not a local disk."""
     local = storage.local_path(key)
-    try:
-        if local is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vibe_store-"))
-            local = Path(folder) / "object"
+    if local is None:
+        local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vibe_store-"))) / "object"
+        try:
             storage.get(key, local)
-        else:
-            local.stat()
-    except FileNotFoundError:
-        raise CorruptCheckpointError(f"{storage.url}/{key} is missing, and the manifest names it.") from None
+        except FileNotFoundError:
+            raise _missing(f"{storage.url}/{key}") from None
     return local
+
+
+def _missing(where: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"{where} is missing, and the manifest names it.")

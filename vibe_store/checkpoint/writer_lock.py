@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from vibe_store.errors import WriterLockedError
+from vibe_store.storage.files import explained
 
 __all__ = ["WriterLease", "acquire_writer_lock"]
 
@@ -44,6 +45,7 @@ class WriterLease:
     """One writer's share of its process's lock on a directory."""
 
     _identity: tuple[int, int]
+    _path: Path | None = None
     _released: bool = False
     _pid: int = field(default_factory=os.getpid)
 
@@ -54,13 +56,17 @@ class WriterLease:
 
     @property
     def valid(self) -> bool:
-        """Whether this process holds it: not released, and not inherited by a fork."""
+        """Whether this process holds it: not released, not inherited by a fork, its file not removed."""
+        return self._is_ours and (self._path is None or _identity_of(self._path) == self._identity)
+
+    @property
+    def _is_ours(self) -> bool:
         return not self._released and self._pid == os.getpid()
 
     def release(self) -> None:
         """Give it back; the last lease of a process unlocks the directory. Twice is no error."""
         with _guard:
-            if not self.valid:
+            if not self._is_ours:
                 return
             self._released = True
             held = _held.get(self._identity)
@@ -82,14 +88,16 @@ def acquire_writer_lock(path: Path, purpose: Purpose) -> WriterLease:
         WriterLockedError: another process is writing there.
     """
     deadline = time.monotonic() + _ONE_SHOT_PATIENCE_SECS
-    path.parent.mkdir(parents=True, exist_ok=True)
+    holder: dict[str, object] = {}
     while True:
-        with _guard:
+        with explained(f"write to '{path.parent.parent}'"), _guard:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lease = _try_acquire(path, purpose)
         if lease is not None:
             return lease
-        holder = _holder(path)
-        if holder.get("purpose") != "one-shot" or time.monotonic() > deadline:
+        # Seen once only, the manager may be the holder before this one, which has not signed yet.
+        before, holder = holder, _holder(path)
+        if (holder.get("purpose") != "one-shot" and holder == before) or time.monotonic() > deadline:
             raise WriterLockedError(
                 f"{path.parent.parent} is being written to by process {holder.get('pid', 'unknown')} on "
                 f"{holder.get('host', 'unknown host')} since {holder.get('since', 'an unknown time')}. "
@@ -107,7 +115,7 @@ def _try_acquire(path: Path, purpose: Purpose) -> WriterLease | None:
         held.leases += 1
         if purpose == "manager":
             _sign(held.descriptor, purpose)
-        return WriterLease(identity)
+        return WriterLease(identity, path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,7 +129,15 @@ def _try_acquire(path: Path, purpose: Purpose) -> WriterLease | None:
         return WriterLease.without_lock()
     _held[identity] = _Held(descriptor, 1)
     _sign(descriptor, purpose)
-    return WriterLease(identity)
+    return WriterLease(identity, path)
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _sign(descriptor: int, purpose: Purpose) -> None:
@@ -141,6 +157,15 @@ def _holder(path: Path) -> dict[str, object]:
     return holder if isinstance(holder, dict) else {}
 
 
+def _hold_still() -> None:
+    # A lock file that is being opened while another thread forks would stay open, and locked, in the child.
+    _guard.acquire()
+
+
+def _go_on() -> None:
+    _guard.release()
+
+
 def _forget_in_child() -> None:
     # Closing does not unlock what the parent holds; unlocking would.
     global _guard
@@ -150,4 +175,4 @@ def _forget_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_forget_in_child)
