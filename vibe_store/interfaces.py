@@ -237,11 +237,16 @@ class Serializer(ABC):
     """The name by which it is registered; it stands in the manifest of what it wrote."""
 
     @abstractmethod
-    def snapshot(self, tree: PyTree) -> PyTree:
+    def snapshot(self, tree: PyTree, *, reuse: PyTree = None) -> PyTree:
         """Return the tree with every leaf on the host and owned by the snapshot alone.
 
         Called in the caller's thread. Afterwards the caller may donate its arrays and change its NumPy leaves
         in place; the snapshot does not change.
+
+        Args:
+            tree: any pytree.
+            reuse: an earlier snapshot that nobody uses any more. Its memory may be taken for the new one,
+                which spares the time that touching fresh memory takes, often more than the copy itself.
 
         Raises:
             UnsupportedLeafError: a leaf cannot be stored; the message names its path.

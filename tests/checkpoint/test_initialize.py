@@ -171,6 +171,7 @@ def test_a_newest_step_of_a_newer_format_is_an_error_and_is_not_set_aside(
     with pytest.raises(NewerFormatError, match="format 2"):
         CheckpointManager(tmp_path).restore(None, scenarios.tree(0))
     assert path.exists()
+    assert [found.status for found in list_checkpoints(tmp_path)] == ["committed", "committed", "newer"]
 
 
 @pytest.mark.parametrize("how", ["before", "after"])

@@ -160,6 +160,19 @@ def test_donation_and_changes_in_place_after_a_save_do_not_change_what_is_stored
     assert np.array_equal(more["more"]["n"], np.arange(1000.0))
 
 
+def test_saves_in_quick_succession_each_store_their_own_state(tmp_path: Path) -> None:
+    array = np.zeros(200_000)
+    with CheckpointManager(tmp_path, max_to_keep=8) as manager:
+        for step in range(8):
+            array[:] = step
+            manager.save(step, {"numpy": array, "jax": jnp.full(1000, step)})
+        array[:] = -1
+        for step in range(8):
+            loaded = manager.restore(step, {"numpy": array, "jax": jnp.zeros(1000, jnp.int32)})
+            assert (loaded["numpy"] == step).all()
+            assert (loaded["jax"] == step).all()
+
+
 def test_items_load_apart_and_the_state_alone_does_not_need_them(
     tmp_path: Path, scenarios: ModuleType
 ) -> None:

@@ -236,13 +236,16 @@ def test_where_reading_fails_nothing_is_deleted(
     assert manager.all_steps() == [3]
 
 
-def test_where_a_manifest_is_damaged_nothing_is_deleted(tmp_path: Path, scenarios: ModuleType) -> None:
+def test_a_step_whose_manifest_is_damaged_is_left_alone_and_stops_no_pruning(
+    tmp_path: Path, scenarios: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
     storage = LocalStorage(str(tmp_path))
     scenarios.prepare(storage)
     (tmp_path / "step_2" / "manifest.json").write_bytes(b"{}")
     manager = scenarios.manager_of(storage, max_to_keep=1)
     scenarios.save(manager, 4, 4)
-    assert manager.all_steps() == [1, 2, 3, 4]
+    assert manager.all_steps() == [2, 4]
+    assert "Step 2 is left alone" in caplog.text
 
 
 @pytest.fixture

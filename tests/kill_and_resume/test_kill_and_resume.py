@@ -129,8 +129,8 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(
     tmp_path: Path, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
 ) -> None:
     lives: list[Life] = []
-    # Inside a save, at calls that are each another phase of it (the list of pending keys, the files, the manifest,
-    # the deletion of an older step and of its files), and shortly after an observed commit, in turn.
+    # Inside a save, at calls that are each another phase of it (the list of pending keys, the files, the
+    # manifest, the deletion of an older step and of its files), and shortly after an observed commit.
     inside = [(8, False), (13, True), (16, False), (19, True), (22, False)]
     delays = [0.0, 0.003, 0.01, 0.03, 0.1]
     for (call, after), delay in zip(inside, delays, strict=True):

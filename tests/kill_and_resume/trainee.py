@@ -19,7 +19,7 @@ from vibe_store.storage.local import LocalStorage
 
 
 class DyingStorage(LocalStorage):
-    """A local storage that ends its process by SIGKILL before or after its n-th call that changes something."""
+    """A local storage that kills its process before or after its n-th call that changes something."""
 
     def __init__(self, url: str, die_at_call: int | None, *, after: bool) -> None:
         super().__init__(url)
@@ -60,7 +60,9 @@ def main(directory: str, total: int, interval: int, die_at_call: int | None, aft
         result = train_dqn(
             env,
             env_params,
-            dqn_config=DQNConfig(hidden_sizes=(32, 32), buffer_size=5_000, batch_size=32, learning_starts=500),
+            dqn_config=DQNConfig(
+                hidden_sizes=(32, 32), buffer_size=5_000, batch_size=32, learning_starts=500
+            ),
             runner_config=RunnerConfig(
                 total_timesteps=total,
                 num_envs=8,

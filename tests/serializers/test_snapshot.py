@@ -175,3 +175,31 @@ except TypeError as error:
         output, _ = process.communicate(timeout=120)
         assert "['array']: it is a jax.Array (float32) with parts on the devices of other processes" in output
         assert "use the orbax serializer" in output
+
+
+def test_a_snapshot_takes_the_memory_of_one_that_is_no_longer_used() -> None:
+    def tree(seed: int) -> dict[str, Any]:
+        return {"jax": jnp.arange(4096.0) + seed, "numpy": np.arange(10) + seed, "key": jax.random.key(seed)}
+
+    serializer = EqxSerializer()
+    first = serializer.snapshot(tree(1))
+    second = serializer.snapshot(tree(2), reuse=first)
+    assert np.shares_memory(second["jax"].data, first["jax"].data)
+    assert np.shares_memory(second["numpy"], first["numpy"])
+    assert np.array_equal(second["jax"].data, np.arange(4096.0, dtype=np.float32) + 2)
+    assert np.array_equal(second["numpy"], np.arange(10) + 2)
+    assert np.array_equal(second["key"].data, jax.random.key_data(jax.random.key(2)))
+
+
+def test_memory_that_does_not_fit_is_not_taken() -> None:
+    serializer = EqxSerializer()
+    before = {"a": np.arange(4), "b": np.arange(4), "c": 1, "d": jnp.ones(3)}
+    kept = serializer.snapshot(before)
+    now = {"a": np.arange(5), "b": np.arange(4.0), "c": np.arange(2), "d": jnp.ones(3, jnp.int32)}
+    snapshot = serializer.snapshot(now, reuse=kept)
+    for name in ("a", "b", "c"):
+        assert snapshot[name].dtype == now[name].dtype
+        assert np.array_equal(snapshot[name], now[name])
+    assert snapshot["d"].data.dtype == np.int32
+    assert np.array_equal(kept["a"], np.arange(4))
+    assert np.array_equal(serializer.snapshot([np.arange(3)], reuse=kept)[0], np.arange(3))

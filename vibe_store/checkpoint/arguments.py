@@ -17,9 +17,10 @@ STATE = "state"
 
 def check_positive(name: str, value: object) -> int:
     """Return a whole number of 1 or more, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = int(value.__index__()) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+    if number < 1:
         raise InvalidValueError(f"{name} is a whole number, 1 or more; got {value!r}.")
-    return value
+    return number
 
 
 def check_items(state: PyTree, items: Mapping[str, PyTree] | None) -> dict[str, PyTree]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from vibe_store.errors import SaveFailedError, SaveTimeoutError, StepAlreadyExistsError
 
@@ -33,22 +34,33 @@ class BackgroundSave:
         """The step that is being saved now, or None."""
         return self._step if self._thread is not None and self._thread.is_alive() else None
 
-    def start(self, step: int, work: Callable[[], None]) -> None:
-        """Run ``work`` in a thread; the one before has to be settled."""
+    def start(self, step: int, prepare: Callable[[], Callable[[], None]]) -> None:
+        """Call ``prepare`` here, and what it returns in a thread; the save before has to be settled.
 
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
-                self._error = error
-                told = error if isinstance(error, SaveFailedError) else failure_of(step, error)
-                self.untold.append(str(told))
-
-        self._step, self._error = step, None
-        self.untold.clear()
+        The thread is up before there is work for it, so handing over waits for nothing.
+        """
+        handed_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        thread = threading.Thread(
+            target=self._run, args=(step, handed_over), name=f"{SAVE_THREAD} of step {step}"
+        )
+        thread.start()
+        try:
+            work = prepare()
+        except BaseException:
+            handed_over.put(_nothing)
+            raise
+        self._step = step
         self._deadline = time.monotonic() + (self._timeout or 0.0)
-        self._thread = threading.Thread(target=run, name=f"{SAVE_THREAD} of step {step}")
-        self._thread.start()
+        self._thread = thread
+        handed_over.put(work)
+
+    def _run(self, step: int, handed_over: SimpleQueue[Callable[[], None]]) -> None:
+        try:
+            handed_over.get()()
+        except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
+            self._error = error
+            told = error if isinstance(error, SaveFailedError) else failure_of(step, error)
+            self.untold.append(str(told))
 
     def settle(self) -> None:
         """Wait for the save under way, without raising what went wrong in it.
@@ -91,3 +103,7 @@ def failure_of(step: int, error: BaseException) -> StepAlreadyExistsError | Save
         f"({type(error).__name__}). What was saved before is untouched; training can go on.",
         step=step,
     )
+
+
+def _nothing() -> None:
+    """What a thread does whose save was given up before it began."""

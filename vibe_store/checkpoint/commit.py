@@ -4,11 +4,12 @@ A checkpoint exists if and only if its manifest does. Replacing one is a new man
 the old files go afterwards. Deleting one is its manifest first, its files after.
 """
 
+import functools
 import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -59,7 +60,7 @@ def write_checkpoint(
             step=step,
             attempt=attempt,
             created=datetime.now(UTC),
-            versions=_versions(serializer),
+            versions=_versions(type(serializer).__module__.partition(".")[0]),
             items={name: _record(item, serializer.name, keys) for name, item in saved.items()},
             metadata=None if metadata is None else StoredFile(keys[METADATA], *metadata),
             metrics=content.metrics,
@@ -76,18 +77,12 @@ def write_checkpoint(
         except BaseException:
             _undo(storage, attempt, manifest, new_keys)
             raise
-        storage.delete(sorted(old_keys - new_keys))
-        pending.settle(storage, attempt)
+        _clear(storage, attempt, old_keys - new_keys)
     return manifest
 
 
-def delete_steps(storage: StorageBackend, steps: Iterable[int]) -> None:
-    """Delete committed checkpoints: each one's manifest first, its files after.
-
-    Raises:
-        CorruptCheckpointError: a manifest cannot be read, so its files are not known; nothing was deleted.
-    """
-    doomed = {step: read_manifest(storage, step) for step in steps}
+def delete_steps(storage: StorageBackend, doomed: Mapping[int, Manifest]) -> None:
+    """Delete committed checkpoints, given by step: each one's manifest first, its files after."""
     if not doomed:
         return
     files = {
@@ -178,6 +173,15 @@ def _create_manifest(storage: StorageBackend, manifest: Manifest, *, replace: bo
             raise _already_exists(storage, manifest.step) from None
 
 
+def _clear(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
+    """Remove what a commit has replaced; a failure is no failure of the save, which is committed."""
+    try:
+        storage.delete(sorted(keys))
+        pending.settle(storage, attempt)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next writer sweeps what stays
+        _log.warning("What the attempt %s replaced in %s stays for now: %s", attempt, storage.url, error)
+
+
 def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Iterable[str]) -> None:
     """After a failure, remove what the attempt stored, unless its manifest may be there.
 
@@ -252,12 +256,11 @@ def _record(item: SavedItem, serializer: str, keys: Mapping[str, str]) -> ItemRe
     return ItemRecord(serializer, files, item.leaves)
 
 
-def _versions(serializer: Serializer) -> dict[str, str]:
-    module = type(serializer).__module__.partition(".")[0]
+@functools.cache
+def _versions(package: str) -> dict[str, str]:
+    """Return the versions of ours, of JAX and Equinox, and of the package that the serializer is from."""
     versions = {}
-    for name in {"vibe-store", "jax", "equinox", module.replace("_", "-")}:
-        try:
+    for name in sorted({"vibe-store", "jax", "equinox", package.replace("_", "-")}):
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return dict(sorted(versions.items()))
+    return versions

@@ -5,7 +5,7 @@ Imports no JAX, so that the command line answers at once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from vibe_store.checkpoint.commit import info_of, read_manifest
 from vibe_store.checkpoint.layout import (
@@ -24,21 +24,24 @@ from vibe_store.interfaces import CheckpointInfo, StorageBackend
 __all__ = ["CheckpointStatus", "Fault", "list_checkpoints", "load_manifest", "verify_checkpoint"]
 
 
+Status: TypeAlias = Literal["committed", "damaged", "newer", "unverified", "set-aside"]
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointStatus:
     """One step of a directory.
 
     Attributes:
         step: its number.
-        status: "committed"; "damaged" where it is committed and its manifest cannot be read; "unverified"
-        where
-            there are files that no manifest names; "set-aside" where it did not verify when a run resumed.
+        status: "committed"; "damaged" where its manifest cannot be read; "newer" where its manifest has a
+            format that only a newer vibe_store reads; "unverified" where there are files that no manifest
+            names; "set-aside" where it did not verify when a run resumed.
         info: its record, for a committed one.
         best: whether ``best`` points to it.
     """
 
     step: int
-    status: Literal["committed", "damaged", "unverified", "set-aside"]
+    status: Status
     info: CheckpointInfo | None = None
     best: bool = False
 
@@ -66,7 +69,7 @@ def list_checkpoints(
     best = read_best(storage)
     found = []
     for folder in step_folders(storage, pending_keys(storage)):
-        status: Literal["committed", "damaged", "unverified", "set-aside"] = folder.status
+        status: Status = folder.status
         info = None
         if status == "committed":
             try:
@@ -75,6 +78,8 @@ def list_checkpoints(
                 continue  # deleted meanwhile
             except CorruptCheckpointError:
                 status = "damaged"
+            except NewerFormatError:
+                status = "newer"
         found.append(CheckpointStatus(folder.step, status, info, best=folder.step == best))
     return found
 

@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from vibe_store.checkpoint.arguments import (
@@ -27,6 +27,7 @@ from vibe_store.errors import (
     CorruptCheckpointError,
     DamagedCheckpointWarning,
     InvalidValueError,
+    NewerFormatError,
     SaveFailedError,
     StepAlreadyExistsError,
     VibeStoreError,
@@ -103,6 +104,7 @@ class CheckpointManager(Checkpointer):
         self._infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
         self._restored: int | None = None
         self._last: CheckpointInfo | None = None
+        self._snapshots: dict[str, PyTree] = {}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -136,9 +138,12 @@ class CheckpointManager(Checkpointer):
         if self._background is None:
             self._save_here(step, Content(trees, described, ranked))
             return True
-        snapshots = {name: self._serializer.snapshot(tree) for name, tree in trees.items()}
-        content = Content(snapshots, described, ranked)
-        self._background.start(step, lambda: self._write(step, content))
+
+        def prepare() -> Callable[[], None]:
+            content = Content(self._snapshot(trees), described, ranked)
+            return lambda: self._write(step, content)
+
+        self._background.start(step, prepare)
         return True
 
     def restore(
@@ -214,6 +219,7 @@ class CheckpointManager(Checkpointer):
             return
         self._settle()
         self._closed = True
+        self._snapshots.clear()
         if self._lease is not None:
             self._lease.release()
         if self._background is not None:
@@ -251,6 +257,14 @@ class CheckpointManager(Checkpointer):
         read_manifest(self._storage, step)
         self._lock()
 
+    def _snapshot(self, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Copy what is to be saved into the memory of the snapshot before, whose save is over."""
+        self._snapshots = {
+            name: self._serializer.snapshot(tree, reuse=self._snapshots.pop(name, None))
+            for name, tree in trees.items()
+        }
+        return self._snapshots
+
     def _save_here(self, step: int, content: Content) -> None:
         try:
             self._write(step, content)
@@ -272,11 +286,12 @@ class CheckpointManager(Checkpointer):
             ) from error
 
     def _prune(self) -> None:
+        """Delete what retention gives up; nothing at all where the storage cannot be read."""
         try:
-            infos = self._all_infos()
+            infos = self._all_infos(just_written=self._last)
             marked = read_best(self._storage)
         except (OSError, ValueError) as error:
-            _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
+            self._prune_later(error)
             return
         steps = [info.step for info in infos if info.step is not None]
         ranked = None if self._best_fn is None else best(infos, self._best_fn, self._best_mode)
@@ -285,17 +300,39 @@ class CheckpointManager(Checkpointer):
             self._restored if last is None or self._restored is None or last <= self._restored else None
         )
         protected = {ranked, marked, last, restored, *keep_period_steps(steps, self._keep_period)}
-        delete_steps(self._storage, sorted(steps_to_delete(infos, self._policy, protected=protected)))
+        doomed = sorted(steps_to_delete(infos, self._policy, protected=protected))
+        try:
+            manifests = {step: read_manifest(self._storage, step) for step in doomed}
+        except (OSError, ValueError) as error:
+            self._prune_later(error)
+            return
+        delete_steps(self._storage, manifests)
 
-    def _all_infos(self) -> list[CheckpointInfo]:
-        """Return the record of every committed step; manifests that did not change are not read again."""
+    def _prune_later(self, error: Exception) -> None:
+        _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
+
+    def _all_infos(self, *, just_written: CheckpointInfo | None = None) -> list[CheckpointInfo]:
+        """Return the record of every committed step that can be read.
+
+        A manifest that did not change is not read again, nor is the one that was just written. A step whose
+        manifest is damaged, or of a newer format, is left out with a log line: it is neither ranked nor
+        deleted.
+        """
         known, self._infos = self._infos, {}
         for folder in step_folders(self._storage, frozenset()):
             if folder.manifest is None:
                 continue
             manifest, info = known.get(folder.step, (None, None))
+            if just_written is not None and folder.step == just_written.step:
+                manifest, info = folder.manifest, just_written
             if info is None or manifest != folder.manifest or info.pinned != folder.pinned:
-                info = info_of(read_manifest(self._storage, folder.step), pinned=folder.pinned)
+                try:
+                    info = info_of(read_manifest(self._storage, folder.step), pinned=folder.pinned)
+                except CheckpointNotFoundError:
+                    continue  # deleted meanwhile
+                except (CorruptCheckpointError, NewerFormatError) as error:
+                    _log.warning("Step %d is left alone: %s", folder.step, error)
+                    continue
             self._infos[folder.step] = (folder.manifest, info)
         return [info for _, info in self._infos.values()]
 

@@ -18,8 +18,8 @@ from vibe_store.checkpoint.arguments import (
     check_positive,
 )
 from vibe_store.checkpoint.commit import Content, write_checkpoint
-from vibe_store.checkpoint.layout import MANIFEST, folder_of, step_folders
-from vibe_store.checkpoint.manifest import decode
+from vibe_store.checkpoint.layout import MANIFEST, METADATA, folder_of, step_folders
+from vibe_store.checkpoint.manifest import decode, strict_json
 from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import load_items, load_metadata_of
@@ -138,7 +138,7 @@ def load_metadata(
     try:
         return load_metadata_of(storage, step)
     except CheckpointNotFoundError:
-        return None
+        return _hand_written_metadata(storage, f"{folder_of(step)}{METADATA}")
 
 
 def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -169,6 +169,21 @@ def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree) 
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     hint = f" It has the steps {', '.join(steps)}; pass one as step=." if steps else ""
     raise CheckpointNotFoundError(f"There is {what} in {storage.url}.{hint}")
+
+
+def _hand_written_metadata(storage: StorageBackend, key: str) -> dict[str, Any] | None:
+    """Read a ``metadata.json`` that no manifest names."""
+    if key in pending_keys(storage):
+        return None
+    try:
+        metadata = strict_json(storage.read(key))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{storage.url}/{key} is no JSON: {error}.") from error
+    if not isinstance(metadata, dict):
+        raise CorruptCheckpointError(f"{storage.url}/{key} holds no JSON object.")
+    return metadata
 
 
 def _resolve(path: Path) -> Path:

@@ -264,7 +264,9 @@ def _checked_steps(directory: str, step: int | None) -> list[int | None]:
     if step is not None:
         return [step]
     looked_at = [
-        entry.step for entry in list_checkpoints(directory) if entry.status in {"committed", "damaged"}
+        entry.step
+        for entry in list_checkpoints(directory)
+        if entry.status in {"committed", "damaged", "newer"}
     ]
     try:
         load_manifest(directory)

@@ -39,15 +39,16 @@ class EqxSerializer(Serializer):
 
     name = "eqx"
 
-    def snapshot(self, tree: PyTree) -> PyTree:
+    def snapshot(self, tree: PyTree, *, reuse: PyTree = None) -> PyTree:
         """Return the tree with every leaf on the host and owned by the snapshot alone.
 
-        Arrays become records that :meth:`save` knows; the structure stays.
+        Arrays become records that :meth:`save` knows; the structure stays. The arrays of ``reuse`` are
+        written over where shape and dtype are the same.
 
         Raises:
             UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each.
         """
-        return snapshot(tree)
+        return snapshot(tree, reuse=reuse)
 
     def save(self, tree: PyTree, directory: Path, item: str) -> SavedItem:
         """Write ``<item>.eqx``, from a tree or a snapshot of one.
@@ -58,7 +59,7 @@ class EqxSerializer(Serializer):
         """
         path = directory / f"{item}.eqx"
         flat = flatten(tree, to_save=True)
-        values = to_host(flat, copy=False)
+        values = to_host(flat)
         with _new_file(path, path) as file:
             written = write_file(file, flat.rows, values)
         return SavedItem((FileEntry(path.name, written.size, written.checksum),), written.leaves)
@@ -99,7 +100,7 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
     # A symbolic link stays one: the file that it leads to is replaced.
     target = Path(os.path.realpath(path))
     flat = flatten(pytree, to_save=True)
-    values = to_host(flat, copy=False)
+    values = to_host(flat)
     mode = _mode(target)
     _make_folder(target.parent)
     temporary = target.parent / f".vibe_store-{secrets.token_hex(8)}.tmp"

@@ -1,11 +1,11 @@
 """Brings the leaves of a pytree from their devices to the host, and back to where a template wants them."""
 
 import base64
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vibe_store.errors import InvalidValueError
@@ -18,35 +18,42 @@ __all__ = ["HostValue", "rebuild", "snapshot", "table_values", "to_host"]
 HostValue: TypeAlias = NDArray | str | bytes
 
 
-def snapshot(tree: PyTree) -> PyTree:
+def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
     """Return a tree of the same structure whose leaves are on the host and shared with nobody.
 
     A ``jax.Array`` (or typed key array) becomes a :class:`~vibe_store.serializers.tree.HostCopy`; a NumPy
     array becomes a copy in C order; every other leaf is immutable, or a callable, and stays.
 
+    Args:
+        tree: the tree.
+        reuse: an earlier snapshot that nobody uses any more; where the leaf at a place has the same shape and
+            dtype, its memory becomes the new one's.
+
     Raises:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
     """
     flat = flatten(tree, to_save=True)
-    return flat.treedef.unflatten(to_host(flat, copy=True))
+    spare = jax.tree.leaves(reuse)
+    if len(spare) != len(flat.leaves):
+        spare = [None] * len(flat.leaves)
+    pending = [_start(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in flat.leaves]
+    values: list[Any] = []
+    for index, row in enumerate(flat.rows):
+        values.append(_own(pending[index], row.impl, _buffer_of(spare[index])))
+        pending[index] = None
+    return flat.treedef.unflatten(values)
 
 
-def to_host(flat: Flat, *, copy: bool) -> list[Any]:
-    """Return the leaves as a snapshot has them; without ``copy``, arrays may share memory with the tree.
+def to_host(flat: Flat) -> list[Any]:
+    """Return the leaves as a snapshot has them, except that arrays may share memory with the tree.
 
     Every transfer is started before the first is waited for.
     """
     pending = [_start(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in flat.leaves]
-    values: list[Any] = []
-    for index, (row, leaf) in enumerate(zip(flat.rows, pending, strict=True)):
-        if isinstance(leaf, jax.Array):
-            values.append(HostCopy(_fetch(leaf, copy=copy), row.impl))
-        elif isinstance(leaf, np.ndarray):
-            values.append(np.array(leaf, order="C", subok=False) if copy else leaf)
-        else:
-            values.append(leaf)
-        pending[index] = None
-    return values
+    return [
+        HostCopy(np.asarray(leaf), row.impl) if isinstance(leaf, jax.Array) else leaf
+        for row, leaf in zip(flat.rows, pending, strict=True)
+    ]
 
 
 def rebuild(like: Flat, values: Mapping[str, HostValue]) -> PyTree:
@@ -89,23 +96,43 @@ def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
 
 def _start(leaf: jax.Array) -> jax.Array:
     """Begin to copy an array to the host, without leaving a copy in the caller's array object."""
-    data = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-    if data.is_fully_replicated:
+    data = leaf if isinstance(leaf.dtype, np.dtype) else jax.random.key_data(leaf)
+    replicated, on_cpu = _placement(data.sharding)
+    if replicated:
         # A second array object on the same buffer: what JAX caches of its value goes away with it.
         data = data.addressable_data(0)
-    data.copy_to_host_async()
+    if not on_cpu:
+        data.copy_to_host_async()
     return data
 
 
-def _fetch(data: jax.Array, *, copy: bool) -> NDArray:
-    host: NDArray = np.asarray(data)
-    return np.array(host, order="C") if copy and _may_be_a_view(data) else host
+@functools.lru_cache(maxsize=64)
+def _placement(sharding: Any) -> tuple[bool, bool]:
+    """Return whether each device holds all of an array, and whether NumPy may be given that very memory."""
+    on_cpu = any(device.platform == "cpu" for device in sharding.device_set)
+    return sharding.is_fully_replicated, on_cpu or sharding.memory_kind != "device"
 
 
-def _may_be_a_view(data: jax.Array) -> bool:
-    """Whether NumPy may have been given the very memory that the array lives in."""
-    on_cpu = any(device.platform == "cpu" for device in data.devices())
-    return on_cpu or data.sharding.memory_kind != "device"
+def _own(leaf: Any, impl: str | None, buffer: NDArray | None) -> Any:
+    """Return a leaf as a snapshot holds it, in the buffer where it fits."""
+    if isinstance(leaf, jax.Array):
+        host: NDArray = np.asarray(leaf)
+        return HostCopy(_copied(host, buffer) if _placement(leaf.sharding)[1] else host, impl)
+    return _copied(leaf, buffer) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _copied(array: NDArray, buffer: NDArray | None) -> NDArray:
+    if buffer is None or buffer.shape != array.shape or buffer.dtype != array.dtype:
+        return np.array(array, order="C", subok=False)
+    np.copyto(buffer, array)
+    return buffer
+
+
+def _buffer_of(spare: Any) -> NDArray | None:
+    """Return the array of a leaf of an earlier snapshot, if it is one that can be written over."""
+    array = spare.data if isinstance(spare, HostCopy) else spare
+    owned = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+    return array if owned else None
 
 
 def _is_jax(leaf: Any, row: Leaf) -> bool:

@@ -94,12 +94,11 @@ def flatten(tree: PyTree, *, to_save: bool = False) -> Flat:
     Raises:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
     """
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, treedef = jax.tree_util.tree_flatten(tree)
     rows: list[Leaf] = []
     problems: list[str] = []
     seen: set[str] = set()
-    for keys, leaf in pairs:
-        path = jax.tree_util.keystr(keys)
+    for path, leaf in zip(_paths(tree, treedef), leaves, strict=True):
         try:
             if path in seen:
                 raise UnsupportedLeafError("another leaf has the same path, so the two cannot be told apart")
@@ -112,7 +111,7 @@ def flatten(tree: PyTree, *, to_save: bool = False) -> Flat:
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise UnsupportedLeafError(f"{len(problems)} leaves cannot be stored:\n{lines}")
-    return Flat(tuple(rows), [leaf for _, leaf in pairs], treedef)
+    return Flat(tuple(rows), leaves, treedef)
 
 
 def compare(saved: Sequence[Leaf], like: Flat, *, partial: bool = False, what: str = "checkpoint") -> None:
@@ -195,6 +194,29 @@ def dtype_named(name: str) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
+def _paths(tree: PyTree, treedef: Any) -> tuple[str, ...]:
+    """Return the path of each leaf; remembered, since a run saves one structure over and over."""
+    try:
+        known = _known_paths.get(treedef)
+    except TypeError:  # a static field that cannot be hashed
+        return _paths_of(tree)
+    if known is None:
+        known = _paths_of(tree)
+        while len(_known_paths) >= _MOST_KNOWN_PATHS:
+            _known_paths.pop(next(iter(_known_paths)), None)
+        _known_paths[treedef] = known
+    return known
+
+
+_known_paths: dict[Any, tuple[str, ...]] = {}
+_MOST_KNOWN_PATHS = 16
+
+
+def _paths_of(tree: PyTree) -> tuple[str, ...]:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return tuple(jax.tree_util.keystr(keys) for keys, _ in pairs)
+
+
 def _classify(path: str, leaf: Any, *, to_save: bool) -> Leaf:
     if isinstance(leaf, jax.Array):
         _check_array(leaf, to_save=to_save)
@@ -251,8 +273,9 @@ def _check_array(leaf: jax.Array, *, to_save: bool) -> None:
         )
 
 
+@functools.lru_cache(maxsize=4096)
 def _jax_row(path: str, shape: tuple[int, ...], dtype: Any) -> Leaf:
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if not isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         impl, key_shape, data_dtype = key_type(dtype)
         return Leaf(path, "key", data_dtype, (*shape, *key_shape), str(impl))
     name = dtype_name(dtype) if isinstance(dtype, np.dtype) else None
