@@ -21,6 +21,7 @@ from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.oneshot import load_metadata, save_checkpoint
 from vibe_store.errors import CheckpointNotFoundError
 from vibe_store.interfaces import StorageBackend
+from vibe_store.registry import get_serializer, open_storage
 
 OLD_STEPS = (1, 2, 3)
 NEW_STEP = 4
@@ -185,6 +186,9 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 if __name__ == "__main__":
+    # What is otherwise imported when it is first used: a child that gives up its rights may not read it then.
+    open_storage(".")
+    get_serializer("eqx")
     for code, arguments in _serve():
         # What the code defines outlives the block, so that the interpreter ends as it would for a script.
         here = globals() | {"Path": Path, "arguments": arguments}

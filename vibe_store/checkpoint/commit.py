@@ -139,6 +139,9 @@ def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Ma
 
     A damaged manifest is no reason to refuse a replacement: what it named cannot be known, and stays.
     """
+    key = f"{folder_of(step)}{MANIFEST}"
+    if not any(blob.key == key for blob in storage.list(key)):
+        return None
     try:
         manifest = read_manifest(storage, step)
     except CheckpointNotFoundError:
