@@ -96,7 +96,7 @@ class RunDir:
             if dataclasses.is_dataclass(config) and not isinstance(config, type)
             else config
         )
-        open_storage(self.path).write(self.config_path.name, check_json_object("config", fields))
+        open_storage(self.path).write(self.config_path.name, check_json_object("config", fields, indent=2))
 
     def load_config(self) -> dict[str, Any] | None:
         """Return what :meth:`save_config` wrote; None where nothing was written."""

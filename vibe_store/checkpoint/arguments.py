@@ -47,13 +47,13 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float] | None:
     return {_text(name): _metric(name, value) for name, value in metrics.items()}
 
 
-def check_json_object(name: str, value: object) -> bytes:
+def check_json_object(name: str, value: object, *, indent: int | None = None) -> bytes:
     """Return a dict as the bytes of a JSON file, or raise by path."""
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"{name} is a dict that JSON can hold; got {value!r}.")
     try:
         _check_json(value, name)
-        return json.dumps(value, indent=2, default=dict).encode() + b"\n"
+        return json.dumps(value, indent=indent, default=dict).encode() + b"\n"
     except RecursionError:
         raise InvalidValueError(f"{name} contains itself, or is nested too deeply for JSON.") from None
 

@@ -129,8 +129,7 @@ class CheckpointManager(Checkpointer):
             _check_rank(self._best_fn, ranked)
         self._settle_before(step)
         self._lock()
-        manifest = f"{folder_of(step)}{MANIFEST}"
-        if any(blob.key == manifest for blob in self._storage.list(manifest)):
+        if self._has(step):
             raise StepAlreadyExistsError(
                 f"A checkpoint of step {step} is already in {self._storage.url}. "
                 "Save another step, or replace it with save_checkpoint()."
@@ -256,6 +255,16 @@ class CheckpointManager(Checkpointer):
         self._settle()
         read_manifest(self._storage, step)
         self._lock()
+
+    def _has(self, step: int) -> bool:
+        """Whether a step is committed, as far as is known; whoever writes it finds out for certain.
+
+        What the save before this one listed is good enough, and spares the training thread a listing.
+        """
+        if self._infos:
+            return step in self._infos
+        manifest = f"{folder_of(step)}{MANIFEST}"
+        return any(blob.key == manifest for blob in self._storage.list(manifest))
 
     def _snapshot(self, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Copy what is to be saved into the memory of the snapshot before, whose save is over."""

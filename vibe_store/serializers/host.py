@@ -36,11 +36,17 @@ def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
     spare = jax.tree.leaves(reuse)
     if len(spare) != len(flat.leaves):
         spare = [None] * len(flat.leaves)
-    pending = [_start(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in flat.leaves]
+    started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
     values: list[Any] = []
-    for index, row in enumerate(flat.rows):
-        values.append(_own(pending[index], row.impl, _buffer_of(spare[index])))
-        pending[index] = None
+    for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
+        if begun is not None:
+            data, shared = begun
+            host = np.asarray(data)
+            values.append(HostCopy(_copied(host, spare[index]) if shared else host, row.impl))
+            started[index] = None
+            del data, begun
+        else:
+            values.append(_copied(leaf, spare[index]) if isinstance(leaf, np.ndarray) else leaf)
     return flat.treedef.unflatten(values)
 
 
@@ -49,10 +55,10 @@ def to_host(flat: Flat) -> list[Any]:
 
     Every transfer is started before the first is waited for.
     """
-    pending = [_start(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in flat.leaves]
+    started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
     return [
-        HostCopy(np.asarray(leaf), row.impl) if isinstance(leaf, jax.Array) else leaf
-        for row, leaf in zip(flat.rows, pending, strict=True)
+        leaf if begun is None else HostCopy(np.asarray(begun[0]), row.impl)
+        for row, leaf, begun in zip(flat.rows, flat.leaves, started, strict=True)
     ]
 
 
@@ -94,8 +100,11 @@ def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
     return values
 
 
-def _start(leaf: jax.Array) -> jax.Array:
-    """Begin to copy an array to the host, without leaving a copy in the caller's array object."""
+def _start(leaf: jax.Array) -> tuple[jax.Array, bool]:
+    """Begin to copy an array to the host, without leaving a copy in the caller's array object.
+
+    Returns the array to fetch, and whether NumPy may be given the very memory that it lives in.
+    """
     data = leaf if isinstance(leaf.dtype, np.dtype) else jax.random.key_data(leaf)
     replicated, on_cpu = _placement(data.sharding)
     if replicated:
@@ -103,36 +112,29 @@ def _start(leaf: jax.Array) -> jax.Array:
         data = data.addressable_data(0)
     if not on_cpu:
         data.copy_to_host_async()
-    return data
+    return data, on_cpu
 
 
 @functools.lru_cache(maxsize=64)
 def _placement(sharding: Any) -> tuple[bool, bool]:
-    """Return whether each device holds all of an array, and whether NumPy may be given that very memory."""
+    """Return whether each device holds all of an array, and whether it lives in the host's memory."""
     on_cpu = any(device.platform == "cpu" for device in sharding.device_set)
     return sharding.is_fully_replicated, on_cpu or sharding.memory_kind != "device"
 
 
-def _own(leaf: Any, impl: str | None, buffer: NDArray | None) -> Any:
-    """Return a leaf as a snapshot holds it, in the buffer where it fits."""
-    if isinstance(leaf, jax.Array):
-        host: NDArray = np.asarray(leaf)
-        return HostCopy(_copied(host, buffer) if _placement(leaf.sharding)[1] else host, impl)
-    return _copied(leaf, buffer) if isinstance(leaf, np.ndarray) else leaf
-
-
-def _copied(array: NDArray, buffer: NDArray | None) -> NDArray:
-    if buffer is None or buffer.shape != array.shape or buffer.dtype != array.dtype:
-        return np.array(array, order="C", subok=False)
-    np.copyto(buffer, array)
-    return buffer
-
-
-def _buffer_of(spare: Any) -> NDArray | None:
-    """Return the array of a leaf of an earlier snapshot, if it is one that can be written over."""
-    array = spare.data if isinstance(spare, HostCopy) else spare
-    owned = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
-    return array if owned else None
+def _copied(array: NDArray, spare: Any) -> NDArray:
+    """Return a copy in C order: in the memory of a leaf of an earlier snapshot, where it fits."""
+    buffer = spare.data if isinstance(spare, HostCopy) else spare
+    if (
+        isinstance(buffer, np.ndarray)
+        and buffer.shape == array.shape
+        and buffer.dtype == array.dtype
+        and buffer.flags.c_contiguous
+        and buffer.flags.writeable
+    ):
+        np.copyto(buffer, array)
+        return buffer
+    return np.array(array, order="C", subok=False)
 
 
 def _is_jax(leaf: Any, row: Leaf) -> bool:
