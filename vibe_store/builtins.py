@@ -14,6 +14,8 @@ def vibe_store_storage() -> Sequence[Provider]:
     """Register the storages; the one named ``"fsspec"`` also opens every scheme that only fsspec knows."""
     return (
         Provider(name="file", target="vibe_store.storage.local:LocalStorage"),
+        # fsspec's other name for it; through fsspec it would lose atomicity and durability.
+        Provider(name="local", target="vibe_store.storage.local:LocalStorage"),
         Provider(name="memory", target="vibe_store.storage.memory:MemoryStorage"),
         Provider(name="s3", target=_FSSPEC, install="vibe-store[s3]"),
         Provider(name="gs", target=_FSSPEC, install="vibe-store[gcs]"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vibe_store.errors import InvalidValueError
+from vibe_store.registry import open_storage
 from vibe_store.storage.keys import TEMPORARY_PREFIX
 from vibe_store.storage.local import LocalStorage
 
@@ -620,3 +621,10 @@ def test_a_sweep_leaves_what_is_not_ours(storage: LocalStorage, root: Path) -> N
     (root / "empty").mkdir()
     storage.sweep()
     assert everything(root) == ["a", "a/.tmp-other", "a/k", "empty"]
+
+
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_url_of_a_local_folder_opens_it_as_its_path_does(tmp_path: Path, scheme: str) -> None:
+    storage = open_storage(f"{scheme}://{tmp_path}")
+    assert isinstance(storage, LocalStorage)
+    assert storage.url == str(tmp_path)

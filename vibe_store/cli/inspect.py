@@ -4,10 +4,10 @@ None of them imports JAX. The keys of the JSON are stable; numbers that JSON lac
 ``"Infinity"`` and ``"-Infinity"``, and times are ISO 8601 with time zone.
 
 - ``ls``: ``directory``, and ``checkpoints``, a list by step of objects with ``step``, ``status``
-  (``"committed"``; ``"damaged"`` where its manifest cannot be read; ``"unverified"`` where no manifest names
-  the files; ``"set-aside"`` where a resumed run found that it does not verify), ``best``, and, null where the
-  checkpoint is not committed, ``created``, ``size`` (bytes), ``serializer``, ``items`` (names), ``metrics``
-  and ``pinned``.
+  (``"committed"``; ``"damaged"`` where its manifest cannot be read; ``"newer"`` where only a newer vibe_store
+  can read it; ``"unverified"`` where no manifest names the files; ``"set-aside"`` where a resumed run found
+  that it does not verify), ``best``, and, null where the checkpoint is not committed, ``created``, ``size``
+  (bytes), ``serializer``, ``items`` (names), ``metrics`` and ``pinned``.
 - ``show``: ``directory``, ``step``, ``created``, ``format``, ``size``, ``versions``, ``metrics``,
   ``metadata``, and ``items``, an object by name of objects with ``serializer``, ``files`` (``name``, ``key``,
   ``size``, ``checksum``) and ``leaves`` (``path``, ``kind``, ``dtype``, ``shape``, ``impl``, ``value``).

@@ -281,7 +281,7 @@ class LocalStorage(StorageBackend):
 
 
 def _path_of(url: str) -> Path:
-    text = url.removeprefix("file://")
+    text = url.removeprefix("file://").removeprefix("local://")
     if "://" in text or (text != url and not text.startswith("/")):
         raise InvalidValueError(
             f"{url!r} is no place on a local disk. Write a path, or 'file:///' and an absolute path."
