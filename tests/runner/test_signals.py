@@ -78,6 +78,7 @@ def test_a_last_save_that_takes_too_long_is_given_up_and_said(
             on_progress=at_step(1, signal.SIGTERM),
         )
     released.set()
+    assert caught.value.overdue
     assert not caught.value.saved
 
 

@@ -1,28 +1,28 @@
 """One save at a time in a thread of its own, whose failure surfaces at the next call."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from vibe_store.errors import SaveFailedError, SaveTimeoutError, StepAlreadyExistsError
 
-__all__ = ["SAVE_THREAD", "BackgroundSave"]
-
-SAVE_THREAD = "vibe_store save"
-"""How the names of the threads begin that save in the background."""
+__all__ = ["BackgroundSave"]
 
 
 class BackgroundSave:
     """The save that is under way, or that failed and was not yet told of.
 
-    A thread for each save rather than one for all: nothing idles, a forked child starts its own, and a
-    manager that was never closed still finishes its last save before the interpreter ends.
+    The executor's one thread stays up between saves, so that handing a save over waits for nothing. It ends
+    with the manager; and the interpreter, when it ends, waits for a save that is under way.
     """
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
-        self._thread: threading.Thread | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
+        self._save: Future[None] | None = None
         self._step = 0
         self._deadline = 0.0
         self._error: BaseException | None = None
@@ -32,31 +32,21 @@ class BackgroundSave:
     @property
     def step(self) -> int | None:
         """The step that is being saved now, or None."""
-        return self._step if self._thread is not None and self._thread.is_alive() else None
+        self._leave_parent()
+        return None if self._save is None or self._save.done() else self._step
 
-    def start(self, step: int, prepare: Callable[[], Callable[[], None]]) -> None:
-        """Call ``prepare`` here, and what it returns in a thread; the save before has to be settled.
-
-        The thread is up before there is work for it, so handing over waits for nothing.
-        """
-        handed_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        thread = threading.Thread(
-            target=self._run, args=(step, handed_over), name=f"{SAVE_THREAD} of step {step}"
-        )
-        thread.start()
-        try:
-            work = prepare()
-        except BaseException:
-            handed_over.put(_nothing)
-            raise
+    def start(self, step: int, work: Callable[[], None]) -> None:
+        """Run ``work`` in the thread; the save before has to be settled."""
+        self._leave_parent()
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="vibe_store save")
         self._step = step
         self._deadline = time.monotonic() + (self._timeout or 0.0)
-        self._thread = thread
-        handed_over.put(work)
+        self._save = self._executor.submit(self._run, step, work)
 
-    def _run(self, step: int, handed_over: SimpleQueue[Callable[[], None]]) -> None:
+    def _run(self, step: int, work: Callable[[], None]) -> None:
         try:
-            handed_over.get()()
+            work()
         except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
             self._error = error
             told = error if isinstance(error, SaveFailedError) else failure_of(step, error)
@@ -68,16 +58,27 @@ class BackgroundSave:
         Raises:
             SaveTimeoutError: it takes longer than it may; it goes on all the same.
         """
-        if self._thread is None:
+        self._leave_parent()
+        if self._save is None:
             return
-        if self._thread.is_alive():
-            self._thread.join(min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX))
-        if self._thread.is_alive():
+        left = min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if wait([self._save], left).not_done:
             raise SaveTimeoutError(
                 f"The save of step {self._step} has not finished within {self._timeout:g} seconds "
                 "(async_timeout_secs). It goes on in the background; check the storage, or allow more time."
             )
-        self._thread = None
+        self._save = None
+
+    def end(self) -> None:
+        """Let the thread end; the last save has to be settled."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def _leave_parent(self) -> None:
+        """In a forked child, forget the parent's thread and its save: the child has neither."""
+        if self._pid != os.getpid():
+            self._pid, self._executor, self._save = os.getpid(), None, None
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the last save, once.
@@ -103,7 +104,3 @@ def failure_of(step: int, error: BaseException) -> StepAlreadyExistsError | Save
         f"({type(error).__name__}). What was saved before is untouched; training can go on.",
         step=step,
     )
-
-
-def _nothing() -> None:
-    """What a thread does whose save was given up before it began."""

@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from vibe_store.checkpoint.arguments import (
@@ -137,12 +137,8 @@ class CheckpointManager(Checkpointer):
         if self._background is None:
             self._save_here(step, Content(trees, described, ranked))
             return True
-
-        def prepare() -> Callable[[], None]:
-            content = Content(self._snapshot(trees), described, ranked)
-            return lambda: self._write(step, content)
-
-        self._background.start(step, prepare)
+        content = Content(self._snapshot(trees), described, ranked)
+        self._background.start(step, lambda: self._write(step, content))
         return True
 
     def restore(
@@ -222,6 +218,7 @@ class CheckpointManager(Checkpointer):
         if self._lease is not None:
             self._lease.release()
         if self._background is not None:
+            self._background.end()
             self._background.raise_failure()
 
     def _settle(self) -> None:

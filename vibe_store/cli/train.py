@@ -4,14 +4,12 @@ import logging
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from vibe_store.checkpoint.background import SAVE_THREAD
 from vibe_store.checkpoint.layout import write_best
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.cli.arguments import TrainPlan, plan_training
@@ -55,7 +53,10 @@ def train(argv: Sequence[str]) -> int:
         # By now the run was restored with these settings, or they are those of a new one.
         plan.run.save_config(plan.config)
         console.print(f"Go on with: {_resume_command(plan)}")
-        _leave_if_overdue(128 + stop.signum)
+        if stop.overdue:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + stop.signum)
         return 128 + stop.signum
     plan.run.save_config(plan.config)
     _say_result(console, plan, result)
@@ -96,14 +97,6 @@ def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progres
         display(progress)
 
     return on_progress
-
-
-def _leave_if_overdue(status: int) -> None:
-    """End the process at once where a save missed its deadline: Python would wait for it, however long."""
-    if any(thread.name.startswith(SAVE_THREAD) for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
 
 
 @contextmanager

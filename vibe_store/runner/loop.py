@@ -330,11 +330,15 @@ class Trainer:
         name = "Ctrl-C" if signum == 2 else "SIGTERM"
         where = f"{name} stopped training at step {self._step:,} of {self._end:,}"
         if self._checkpointer is None:
-            message, saved = f"{where}. Nothing is saved, since checkpoint_dir is None.", False
+            message, saved, overdue = (
+                f"{where}. Nothing is saved, since checkpoint_dir is None.",
+                False,
+                False,
+            )
         elif self._step == 0:
-            message, saved = f"{where}. There was nothing to save yet.", False
+            message, saved, overdue = f"{where}. There was nothing to save yet.", False, False
         else:
-            error = self._save_within_deadline(self._checkpointer)
+            error, overdue = self._save_within_deadline(self._checkpointer)
             saved = error is None
             message = (
                 f"{where}, which is saved. Run it again with resume=True to go on from there."
@@ -343,10 +347,13 @@ class Trainer:
                 "newest checkpoint."
             )
         _log.warning("%s", message)
-        raise TrainingInterrupted(message, signum=signum, step=self._step, saved=saved)
+        raise TrainingInterrupted(message, signum=signum, step=self._step, saved=saved, overdue=overdue)
 
-    def _save_within_deadline(self, checkpointer: Checkpointer) -> str | None:
-        """Save in a thread that can be left behind; return None, or a sentence on why nothing was saved."""
+    def _save_within_deadline(self, checkpointer: Checkpointer) -> tuple[str | None, bool]:
+        """Save in a thread that can be left behind.
+
+        Returns None, or a sentence on why nothing was saved; and whether the save is still under way.
+        """
         failures: list[Exception] = []
 
         def save_and_wait() -> None:
@@ -361,5 +368,5 @@ class Trainer:
         deadline = self._config.preemption_deadline_secs
         thread.join(max(0.0, deadline - self._signals.seconds_since()))
         if thread.is_alive():
-            return f"that took longer than preemption_deadline_secs={deadline:g}."
-        return str(failures[0]) if failures else None
+            return f"that took longer than preemption_deadline_secs={deadline:g}.", True
+        return (str(failures[0]) if failures else None), False

@@ -20,14 +20,17 @@ class TrainingInterrupted(SystemExit):
         signum: the signal.
         step: the step at which training stopped.
         saved: whether a checkpoint of that very step is committed.
+        overdue: whether its save was still under way at the deadline. The interpreter would wait for it, so a
+            program that has to end in time ends by ``os._exit``.
     """
 
-    def __init__(self, message: str, *, signum: int, step: int, saved: bool) -> None:
+    def __init__(self, message: str, *, signum: int, step: int, saved: bool, overdue: bool = False) -> None:
         super().__init__(128 + signum)
         self.message = message
         self.signum = signum
         self.step = step
         self.saved = saved
+        self.overdue = overdue
 
     def __str__(self) -> str:
         return self.message
