@@ -62,7 +62,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONWARNINGS": "error::vibe_store.errors.VibeStoreWarning",
     }
 
 

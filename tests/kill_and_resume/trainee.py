@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import gymnax
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.checkpoint import initialize_checkpoint_dir
+from vibe_store.errors import VibeStoreWarning
 from vibe_store.runner import RunnerConfig, train_dqn
 from vibe_store.storage.local import LocalStorage
 
@@ -52,6 +54,7 @@ class DyingStorage(LocalStorage):
 
 
 def main(directory: str, total: int, interval: int, die_at_call: int | None, after: bool) -> None:
+    warnings.simplefilter("error", VibeStoreWarning)
     env, env_params = gymnax.make("CartPole-v1")
     storage = DyingStorage(directory, die_at_call, after=after)
     checkpointer, _ = initialize_checkpoint_dir(storage, resume=True, max_to_keep=3)

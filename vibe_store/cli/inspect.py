@@ -166,16 +166,18 @@ def show(argv: Sequence[str]) -> int:
         )
         return 0
     console = _console()
-    facts = _table("", "", header=False)
-    facts.add_row("directory", directory)
-    facts.add_row("step", "-" if manifest.step is None else str(manifest.step))
-    facts.add_row("created", f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S %z}")
-    facts.add_row("size", readable_size(manifest.size))
-    facts.add_row("metrics", _metrics_text(manifest.metrics))
-    facts.add_row("metadata", "-" if metadata is None else json.dumps(metadata))
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    facts.add_row("written by", f"{versions} (format {manifest.format})")
-    console.print(facts)
+    facts = {
+        "directory": directory,
+        "step": "-" if manifest.step is None else str(manifest.step),
+        "created": f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S %z}",
+        "size": readable_size(manifest.size),
+        "metrics": _metrics_text(manifest.metrics),
+        "metadata": "-" if metadata is None else json.dumps(metadata),
+        "written by": f"{versions} (format {manifest.format})",
+    }
+    for fact, value in facts.items():
+        console.print(f"{fact:<10}  {value}")
     for name, item in manifest.items.items():
         console.print(f"\nitem {name}, written by the serializer {item.serializer}")
         files = _table("FILE", "SIZE", "XXH3-128", right={"SIZE"})
@@ -283,8 +285,8 @@ def _console() -> Console:
     return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def _table(*names: str, right: frozenset[str] | set[str] = frozenset(), header: bool = True) -> Table:
-    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+def _table(*names: str, right: frozenset[str] | set[str] = frozenset()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table
