@@ -50,7 +50,7 @@ def test_without_faults_every_call_is_passed_on_and_changes_are_counted(
 def test_a_fault_before_after_or_cut_leaves_none_all_or_half(storage: StorageBackend, source: Path) -> None:
     left: dict[str, list[bytes]] = {}
     for how in ("before", "after", "cut"):
-        faulty = FaultyStorage(storage, Fault(lambda call: call.index is not None, how))  # type: ignore[arg-type]
+        faulty = FaultyStorage(storage, Fault(lambda call: call.index is not None, how))  # type: ignore[arg-type]  # a wrong type, or any, is the point
         with pytest.raises(OSError, match="injected fault"):
             faulty.write("written", b"0123456789")
         with pytest.raises(OSError, match="injected fault"):

@@ -86,7 +86,7 @@ def test_a_failed_deletion_after_a_save_says_that_the_step_was_saved(
     storage = FaultyStorage(LocalStorage(str(tmp_path)), Fault(prunes))
     manager = CheckpointManager(storage, max_to_keep=1, async_timeout_secs=timeout)
     manager.save(1, scenarios.tree(1))
-    with pytest.raises(SaveFailedError, match=r"^Step 2 was saved, but deleting older") as caught:  # noqa: PT012
+    with pytest.raises(SaveFailedError, match=r"^Step 2 was saved, but deleting older") as caught:  # noqa: PT012 - the block is what is tested
         manager.save(2, scenarios.tree(2))
         manager.wait()
     assert caught.value.step == 2

@@ -249,7 +249,7 @@ def test_replicate_to_broadcasts_every_array_and_leaves_what_is_no_array(tmp_pat
     assert (loaded["f"], loaded["i"]) == (jax.nn.relu, 3)
     for count in (0, -1, True, 2.0):
         with pytest.raises(InvalidValueError, match="replicate_to"):
-            load_checkpoint(tmp_path, tree, replicate_to=count)  # type: ignore[arg-type]
+            load_checkpoint(tmp_path, tree, replicate_to=count)  # type: ignore[arg-type]  # a wrong type, or any, is the point
 
 
 def test_a_bad_argument_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_bad_argument_is_refused_before_anything_is_written(tmp_path: Path) ->
         ({"items": [1]}, "items is a dict"),
     ):
         with pytest.raises(InvalidValueError, match=message):
-            save_checkpoint(tmp_path, {}, **options)  # type: ignore[arg-type]
+            save_checkpoint(tmp_path, {}, **options)  # type: ignore[arg-type]  # a wrong type, or any, is the point
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,10 +40,10 @@ def test_a_save_of_the_same_new_step_between_any_two_calls_of_another_leaves_one
                 scenarios.save(manager, step, seed)
                 outcomes[name] = True  # noqa: B023 - called within this turn of the loop
             except StepAlreadyExistsError:
-                outcomes[name] = False  # noqa: B023
+                outcomes[name] = False  # noqa: B023 - called within this turn of the loop
 
         faulty = FaultyStorage(storage)
-        faulty.faults = (Fault(_between(index, lambda: save("second", other, 2000 + step))),)  # noqa: B023
+        faulty.faults = (Fault(_between(index, lambda: save("second", other, 2000 + step))),)  # noqa: B023 - called within this turn of the loop
         save("first", scenarios.manager_of(faulty, max_to_keep=100), 1000 + step)
         reached = len(faulty.calls) > index
         if reached:
