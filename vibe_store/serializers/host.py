@@ -40,11 +40,10 @@ def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
     values: list[Any] = []
     for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
         if begun is not None:
-            data, shared = begun
-            host = np.asarray(data)
+            host, shared = _finish(begun)
             values.append(HostCopy(_copied(host, spare[index]) if shared else host, row.impl))
             started[index] = None
-            del data, begun
+            del host, begun
         else:
             values.append(_copied(leaf, spare[index]) if isinstance(leaf, np.ndarray) else leaf)
     return flat.treedef.unflatten(values)
@@ -57,7 +56,7 @@ def to_host(flat: Flat) -> list[Any]:
     """
     started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
     return [
-        leaf if begun is None else HostCopy(np.asarray(begun[0]), row.impl)
+        leaf if begun is None else HostCopy(_finish(begun)[0], row.impl)
         for row, leaf, begun in zip(flat.rows, flat.leaves, started, strict=True)
     ]
 
@@ -100,26 +99,35 @@ def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
     return values
 
 
-def _start(leaf: jax.Array) -> tuple[jax.Array, bool]:
-    """Begin to copy an array to the host, without leaving a copy in the caller's array object.
-
-    Returns the array to fetch, and whether NumPy may be given the very memory that it lives in.
-    """
+def _start(leaf: jax.Array) -> jax.Array:
+    """Begin to copy an array, or the data of keys, to the host; return the array to finish that with."""
     data = leaf if isinstance(leaf.dtype, np.dtype) else jax.random.key_data(leaf)
-    replicated, on_cpu = _placement(data.sharding)
-    if replicated:
-        # A second array object on the same buffer: what JAX caches of its value goes away with it.
-        data = data.addressable_data(0)
-    if not on_cpu:
+    if not _on_cpu(data.sharding):
         data.copy_to_host_async()
-    return data, on_cpu
+    return data
+
+
+def _finish(data: jax.Array) -> tuple[NDArray, bool]:
+    """Return an array's data on the host, and whether that is the very memory in which the array lives.
+
+    Nothing of it stays in the caller's array object: what JAX remembers of a value that was asked for would
+    keep the memory from being donated.
+    """
+    on_cpu = _on_cpu(data.sharding)
+    if on_cpu:
+        try:
+            return np.asarray(memoryview(data)), True
+        except BufferError:  # several devices, or a dtype that the buffer protocol has no name for
+            pass
+    if data.is_fully_replicated:
+        data = data.addressable_data(0)
+    return np.asarray(data), on_cpu
 
 
 @functools.lru_cache(maxsize=64)
-def _placement(sharding: Any) -> tuple[bool, bool]:
-    """Return whether each device holds all of an array, and whether it lives in the host's memory."""
-    on_cpu = any(device.platform == "cpu" for device in sharding.device_set)
-    return sharding.is_fully_replicated, on_cpu or sharding.memory_kind != "device"
+def _on_cpu(sharding: Any) -> bool:
+    """Whether arrays placed like this live in the host's memory."""
+    return sharding.memory_kind != "device" or any(d.platform == "cpu" for d in sharding.device_set)
 
 
 def _copied(array: NDArray, spare: Any) -> NDArray:

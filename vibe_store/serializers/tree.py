@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from vibe_store.errors import TemplateMismatchError, UnsupportedLeafError
+from vibe_store.errors import TemplateMismatchError, UnsupportedLeafError, VibeStoreWarning
 from vibe_store.interfaces import Leaf, PyTree
 from vibe_store.serializers.rows import leaf_from_json, leaf_to_json, table_from_json, table_to_json
 
@@ -31,6 +32,7 @@ __all__ = [
     "show_path",
     "table_from_json",
     "table_to_json",
+    "warn_of_other_callables",
 ]
 
 NDArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -159,6 +161,22 @@ def mismatch(found: Sequence[tuple[str, str]], what: str) -> TemplateMismatchErr
     )
 
 
+def warn_of_other_callables(saved: Sequence[Leaf], like: Flat, *, stacklevel: int) -> None:
+    """Warn of each callable of a template that has another name than the one that was saved in its place.
+
+    ``stacklevel`` is that of :func:`warnings.warn`, as seen from the caller.
+    """
+    names = {row.path: row.value for row in saved if row.kind == "callable"}
+    for row in like.rows:
+        if row.kind == "callable" and names[row.path] != row.value:
+            warnings.warn(
+                f"The leaf {show_path(row.path)} was the callable {names[row.path]} when it was saved, and "
+                f"is {row.value} in the template. Callables are not stored; the template's is used.",
+                VibeStoreWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
 def show_path(path: str) -> str:
     """Return a path for a message; the root of a tree has no text of its own."""
     return path or "<root>"
@@ -266,11 +284,16 @@ def _check_array(leaf: jax.Array, *, to_save: bool) -> None:
             f"it is a jax.Array ({leaf.dtype.name}) that has been deleted or donated; "
             "save the arrays that took its place"
         )
-    if to_save and not leaf.is_fully_addressable:
+    if to_save and not _addressable(leaf.sharding):
         raise UnsupportedLeafError(
             f"it is a jax.Array ({leaf.dtype.name}) with parts on the devices of other processes; use the "
             "orbax serializer"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _addressable(sharding: Any) -> bool:
+    return bool(sharding.is_fully_addressable)
 
 
 @functools.lru_cache(maxsize=4096)
