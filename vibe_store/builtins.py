@@ -27,10 +27,20 @@ def vibe_store_storage() -> Sequence[Provider]:
 @hookimpl
 def vibe_store_serializers() -> Sequence[Provider]:
     """Register the serializers."""
-    return (Provider(name="eqx", target="vibe_store.serializers.eqx:EqxSerializer"),)
+    return (
+        Provider(name="eqx", target="vibe_store.serializers.eqx:EqxSerializer"),
+        Provider(
+            name="orbax",
+            target="vibe_store.serializers.orbax:OrbaxSerializer",
+            install="vibe-store[orbax]",
+        ),
+    )
 
 
 @hookimpl
 def vibe_store_retention() -> Sequence[Provider]:
     """Register the retention policies."""
-    return (Provider(name="latest", target="vibe_store.retention:latest"),)
+    return tuple(
+        Provider(name=name, target=f"vibe_store.retention:{name}")
+        for name in ("latest", "every_steps", "every_seconds", "best_n")
+    )
