@@ -1,6 +1,8 @@
 """Plain Equinox reads our files, and we read its files, but trust them less."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from vibe_store import save_checkpoint
 from vibe_store.errors import CorruptCheckpointError, TemplateMismatchError, UnverifiedCheckpointWarning
 from vibe_store.serializers.eqx import load_eqx, save_eqx
 
@@ -49,6 +52,28 @@ def test_our_file_begins_with_exactly_what_equinox_writes(tmp_path: Path) -> Non
 def test_plain_equinox_reads_our_file(tmp_path: Path, assert_same: Any) -> None:
     save_eqx(tmp_path / "tree.eqx", plain_tree())
     assert_same(eqx.tree_deserialise_leaves(tmp_path / "tree.eqx", plain_tree()), plain_tree())
+
+
+PROGRAM = """
+import sys
+sys.modules["vibe_store"] = None  # as if it were not installed
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np
+model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(1))
+like = {"model": model, "replay": np.zeros((5, 2), np.uint8), "step": 0}
+state = eqx.tree_deserialise_leaves(sys.argv[1], like)
+expected = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+assert eqx.tree_equal(state["model"], expected)
+assert (state["replay"] == 7).all() and state["step"] == 12
+"""
+
+
+def test_a_program_without_vibe_store_reads_a_checkpoint(tmp_path: Path) -> None:
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    tree = {"model": model, "replay": np.full((5, 2), 7, np.uint8), "step": 12}
+    save_checkpoint(tmp_path, tree, step=3)
+    program = [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path / "step_3" / "state.eqx")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_we_read_plain_equinoxs_file_with_a_warning(tmp_path: Path, assert_same: Any) -> None:

@@ -1,7 +1,9 @@
 """The leaf table of a pytree: what each leaf is, and how a saved table and a template differ."""
 
 import base64
+import contextlib
 import functools
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from vibe_store.errors import TemplateMismatchError, UnsupportedLeafError, VibeStoreWarning
+from vibe_store.errors import (
+    CorruptCheckpointError,
+    TemplateMismatchError,
+    UnsupportedLeafError,
+    VibeStoreWarning,
+)
 from vibe_store.interfaces import Leaf, PyTree
 from vibe_store.serializers.rows import leaf_from_json, leaf_to_json, table_from_json, table_to_json
 
@@ -38,6 +45,9 @@ __all__ = [
 NDArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _SHOWN_DIFFERENCES = 20
+
+# What NumPy may be asked for by name: it would also parse records, and more.
+_DTYPE_NAME = re.compile(r"[<>]?[a-zA-Z][a-zA-Z0-9]*(\[[0-9a-zA-Z/]+\])?")
 
 # A jax.Array, a NumPy array and a NumPy scalar of one dtype and shape stand for the same data.
 _FAMILY = {"numpy": "array", "numpy_scalar": "array"}
@@ -207,9 +217,20 @@ def dtype_name(dtype: np.dtype[Any]) -> str | None:
     return None
 
 
-def dtype_named(name: str) -> np.dtype[Any]:
-    """Return the dtype of a name that :func:`dtype_name` gave (never call it with an unchecked name)."""
-    return np.dtype(getattr(ml_dtypes, name, name))
+@functools.lru_cache(maxsize=256)
+def dtype_named(name: str | None) -> np.dtype[Any]:
+    """Return the dtype of a name that :func:`dtype_name` gave.
+
+    Raises:
+        CorruptCheckpointError: it never gave such a name.
+    """
+    dtype = next((known for known in _ml_dtypes() if known.name == name), None)
+    if dtype is None and name is not None and _DTYPE_NAME.fullmatch(name):
+        with contextlib.suppress(TypeError, ValueError):
+            dtype = np.dtype(name)
+    if dtype is None or dtype_name(dtype) != name:
+        raise CorruptCheckpointError(f"The leaf table names a dtype {name!r:.80}, which is none.")
+    return dtype
 
 
 def _paths(tree: PyTree, treedef: Any) -> tuple[str, ...]:
@@ -286,8 +307,8 @@ def _check_array(leaf: jax.Array, *, to_save: bool) -> None:
         )
     if to_save and not _addressable(leaf.sharding):
         raise UnsupportedLeafError(
-            f"it is a jax.Array ({leaf.dtype.name}) with parts on the devices of other processes; use the "
-            "orbax serializer"
+            f"it is a jax.Array ({leaf.dtype.name}) with parts on the devices of other processes; gather "
+            "it first, with jax.experimental.multihost_utils.process_allgather"
         )
 
 

@@ -1,7 +1,6 @@
 """A template that differs from what was saved is refused, with every difference in one error."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from vibe_store.errors import TemplateMismatchError
-from vibe_store.serializers.eqx import EqxSerializer, load_eqx, save_eqx
+from vibe_store.interfaces import Source
 
 
 def base() -> dict[str, Any]:
@@ -88,45 +87,44 @@ CHANGES: list[tuple[str, Callable[[], Any], str]] = [
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "tree.eqx"
-    save_eqx(path, base())
-    return path
+def saved(through: Any) -> Source:
+    source: Source = through.save(base())
+    return source
 
 
 @pytest.mark.parametrize(
     ("path", "make", "words"), CHANGES, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_one_differing_leaf_is_refused_by_path(
-    path: str, make: Callable[[], Any], words: str, saved: Path
+    path: str, make: Callable[[], Any], words: str, through: Any, saved: Source
 ) -> None:
     with pytest.raises(TemplateMismatchError, match=words) as caught:
-        load_eqx(saved, changed(path, make()))
+        through.load(saved, changed(path, make()))
     assert all(found.startswith(keystr(path)) for found in caught.value.paths)
     assert keystr(path) in str(caught.value)
-    assert str(saved) in str(caught.value)
+    assert "saved item 'state'" in str(caught.value)
     assert len(caught.value.differences) == len(caught.value.paths) >= 1
 
 
-def test_a_renamed_leaf_is_one_missing_and_one_extra(saved: Path) -> None:
+def test_a_renamed_leaf_is_one_missing_and_one_extra(through: Any, saved: Source) -> None:
     like = base()
     like["params"]["weight"] = like["params"].pop("w")
     with pytest.raises(TemplateMismatchError) as caught:
-        load_eqx(saved, like)
+        through.load(saved, like)
     assert set(caught.value.paths) == {"['params']['weight']", "['params']['w']"}
 
 
-def test_leaves_of_a_tuple_that_changed_places_are_refused_where_they_differ(tmp_path: Path) -> None:
-    save_eqx(tmp_path / "tree.eqx", (jnp.ones(2), jnp.ones(3)))
+def test_leaves_of_a_tuple_that_changed_places_are_refused_where_they_differ(through: Any) -> None:
+    source = through.save((jnp.ones(2), jnp.ones(3)))
     with pytest.raises(TemplateMismatchError) as caught:
-        load_eqx(tmp_path / "tree.eqx", (jnp.ones(3), jnp.ones(2)))
+        through.load(source, (jnp.ones(3), jnp.ones(2)))
     assert caught.value.paths == ("[0]", "[1]")
 
 
-def test_all_differences_are_in_one_error_and_the_message_stays_readable(tmp_path: Path) -> None:
-    save_eqx(tmp_path / "tree.eqx", [jnp.ones(2)] * 30)
+def test_all_differences_are_in_one_error_and_the_message_stays_readable(through: Any) -> None:
+    source = through.save([jnp.ones(2)] * 30)
     with pytest.raises(TemplateMismatchError) as caught:
-        load_eqx(tmp_path / "tree.eqx", [jnp.ones(3)] * 30)
+        through.load(source, [jnp.ones(3)] * 30)
     assert len(caught.value.differences) == 30
     assert caught.value.paths[29] == "[29]"
     lines = str(caught.value).splitlines()
@@ -135,45 +133,40 @@ def test_all_differences_are_in_one_error_and_the_message_stays_readable(tmp_pat
     assert len(lines) == 22
 
 
-def test_several_differences_of_one_leaf_are_all_said(tmp_path: Path) -> None:
-    save_eqx(tmp_path / "tree.eqx", jnp.ones(2))
+def test_several_differences_of_one_leaf_are_all_said(through: Any) -> None:
+    source = through.save(jnp.ones(2))
     with pytest.raises(TemplateMismatchError, match=r"<root>: dtype float32 .*; shape \(2,\)"):
-        load_eqx(tmp_path / "tree.eqx", jnp.ones(3, jnp.int32))
+        through.load(source, jnp.ones(3, jnp.int32))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint64", "complex128"])
-def test_a_template_that_jax_would_cast_without_x64_is_refused(dtype: str, tmp_path: Path) -> None:
-    save_eqx(tmp_path / "tree.eqx", {"a": np.ones(3, dtype)})
+def test_a_template_that_jax_would_cast_without_x64_is_refused(dtype: str, through: Any) -> None:
+    source = through.save({"a": np.ones(3, dtype)})
     with pytest.raises(TemplateMismatchError, match=r"\['a'\]: JAX would cast .* jax_enable_x64"):
-        load_eqx(tmp_path / "tree.eqx", {"a": jax.ShapeDtypeStruct((3,), np.dtype(dtype))})
+        through.load(source, {"a": jax.ShapeDtypeStruct((3,), np.dtype(dtype))})
 
 
 @pytest.mark.parametrize("dtype", [">f4", "M8[s]"])
-def test_a_template_of_a_dtype_that_jax_has_not_is_refused(dtype: str, tmp_path: Path) -> None:
-    save_eqx(tmp_path / "tree.eqx", {"a": np.ones(3, "i8").astype(dtype)})
+def test_a_template_of_a_dtype_that_jax_has_not_is_refused(dtype: str, through: Any) -> None:
+    source = through.save({"a": np.ones(3, "i8").astype(dtype)})
     with pytest.raises(TemplateMismatchError, match=r"\['a'\]: JAX has no arrays of dtype"):
-        load_eqx(tmp_path / "tree.eqx", {"a": jax.ShapeDtypeStruct((3,), np.dtype(dtype))})
+        through.load(source, {"a": jax.ShapeDtypeStruct((3,), np.dtype(dtype))})
 
 
-def test_partial_allows_extra_leaves_but_never_missing_or_differing_ones(
-    tmp_path: Path, folder_source: Any
-) -> None:
-    serializer = EqxSerializer()
-    source = folder_source(tmp_path, serializer.save({"a": jnp.ones(2), "b": 1, "c": "x"}, tmp_path, "state"))
+def test_partial_allows_extra_leaves_but_never_missing_or_differing_ones(through: Any) -> None:
+    source = through.save({"a": jnp.ones(2), "b": 1, "c": "x"})
     with pytest.raises(TemplateMismatchError) as caught:
-        serializer.load(source, "state", {"a": jnp.ones(3), "new": 1}, partial=True)
+        through.load(source, {"a": jnp.ones(3), "new": 1}, partial=True)
     assert caught.value.paths == ("['a']", "['new']")
     with pytest.raises(TemplateMismatchError) as caught:
-        serializer.load(source, "state", {"a": jnp.ones(2)})
+        through.load(source, {"a": jnp.ones(2)})
     assert caught.value.paths == ("['b']", "['c']")
     assert "state" in str(caught.value)
 
 
-def test_the_template_is_compared_before_a_byte_of_the_data_is_read(
-    tmp_path: Path, folder_source: Any
-) -> None:
-    serializer = EqxSerializer()
-    source = folder_source(tmp_path, serializer.save(jnp.ones(2), tmp_path, "state"))
-    (tmp_path / "state.eqx").unlink()
+def test_the_template_is_compared_before_a_byte_of_the_data_is_read(through: Any) -> None:
+    source = through.save(jnp.ones(2))
+    for name in source.files:
+        (source.folder / name).unlink()
     with pytest.raises(TemplateMismatchError):
-        serializer.load(source, "state", jnp.ones(3))
+        through.load(source, jnp.ones(3))
