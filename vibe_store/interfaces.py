@@ -26,6 +26,7 @@ __all__ = [
     "Serializer",
     "Source",
     "StorageBackend",
+    "Verify",
 ]
 
 PyTree: TypeAlias = Any
@@ -36,6 +37,12 @@ LeafKind: TypeAlias = Literal[
 ]
 """What a leaf was when it was saved: a ``jax.Array``, a ``numpy.ndarray``, a ``numpy.generic``, a typed PRNG
 key (array), a Python scalar, a string, bytes, or a callable (recorded by name only, never stored)."""
+
+
+Verify: TypeAlias = Literal["full", "sizes", "off"]
+"""How much of what is loaded is checked: ``"full"`` is every size and checksum; ``"sizes"`` only that each
+file has its size; ``"off"`` nothing, to save what can be saved of a damaged checkpoint. Manifests are always
+verified, and the tree is always compared with its template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,10 @@ class StorageBackend(ABC):
     symbolic links either. Every method may be called from any thread. What one call wrote, the next call
     sees.
 
+    A call that changes something is durable on return: it outlives a power failure, not only the process.
+    With ``durable=False`` that may wait, at most until the next change with ``durable=True`` takes effect:
+    whoever sees that one after a power failure finds the earlier ones done too.
+
     Implementations take the root URL first and their options as keywords, and create nothing before the first
     write. Their ``repr`` shows no secret.
     """
@@ -156,8 +167,8 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
-        """Store a small object, whole or not at all, durable on return.
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
+        """Store a small object, whole or not at all.
 
         Raises:
             FileExistsError: ``overwrite=False`` and the object exists. Of several writers that create one key
@@ -165,8 +176,8 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
-        """Store a local file of any size, whole or not at all, durable on return; what is there is replaced.
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
+        """Store a local file of any size, whole or not at all; what is there is replaced.
 
         With ``move=True`` the storage may take the file itself instead of a copy: afterwards the caller must
         neither use nor expect it.
@@ -181,8 +192,8 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def delete(self, keys: Iterable[str]) -> None:
-        """Remove exactly these objects; one that does not exist is no error."""
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
+        """Remove exactly these objects, in this order; one that does not exist is no error."""
 
     def sweep(self) -> None:  # noqa: B027 - most storages leave nothing behind
         """Remove what calls that were cut off left behind (temporary files, unfinished uploads).
@@ -200,7 +211,10 @@ class StorageBackend(ABC):
 
 
 class Source(ABC):
-    """The files of one saved item, for a serializer to load from; nothing unverified comes out of it."""
+    """The files of one saved item, for a serializer to load from.
+
+    Nothing unverified comes out of it, unless the user asked for less than ``verify="full"``.
+    """
 
     @property
     @abstractmethod
@@ -227,6 +241,20 @@ class Source(ABC):
         The read that reaches the end raises :class:`~vibe_store.errors.CorruptCheckpointError` when the bytes
         are not those that were saved, so a serializer reads to the end before it returns anything.
         ``readinto`` fills the caller's buffer without another copy.
+        """
+
+    @abstractmethod
+    def read_part(self, name: str, start: int, buffer: memoryview, checksum: str) -> None:
+        """Fill a buffer of bytes with a part of the named file, and read nothing else of it.
+
+        Args:
+            name: the file.
+            start: where the part begins.
+            buffer: as many bytes as there are to read.
+            checksum: xxh3-128 of the part, from the leaf table.
+
+        Raises:
+            CorruptCheckpointError: the file ends early, or the part is not what was saved.
         """
 
 
@@ -319,19 +347,19 @@ class Checkpointer(ABC):
 
     @overload
     def restore(
-        self, step: int | None, like: PyTree, *, items: None = None, partial: bool = False
+        self, step: int | None, like: PyTree = None, *, items: None = None, partial: bool = False
     ) -> PyTree: ...
 
     @overload
     def restore(
-        self, step: int | None, like: PyTree, *, items: Mapping[str, PyTree], partial: bool = False
+        self, step: int | None, like: PyTree = None, *, items: Mapping[str, PyTree], partial: bool = False
     ) -> tuple[PyTree, dict[str, PyTree]]: ...
 
     @abstractmethod
     def restore(
         self,
         step: int | None,
-        like: PyTree,
+        like: PyTree = None,
         *,
         items: Mapping[str, PyTree] | None = None,
         partial: bool = False,
@@ -340,9 +368,11 @@ class Checkpointer(ABC):
 
         Args:
             step: the step; None for the newest one that verifies.
-            like: a template, of arrays or of ``jax.ShapeDtypeStruct``.
+            like: a template, of arrays or of ``jax.ShapeDtypeStruct``. None loads what there is into dicts
+                and lists, see :func:`vibe_store.load_checkpoint`.
             items: templates of further items to load, by name.
-            partial: allow the checkpoint to hold leaves that a template does not.
+            partial: allow the checkpoint to hold leaves that a template does not; they are not read, where
+                the serializer can do without.
 
         Returns:
             The state; or, where ``items`` is given, the state and the items by name.

@@ -188,6 +188,16 @@ def test_verify_names_each_fault_and_ends_with_1(vibe_store: Run, run_path: Path
     assert vibe_store("verify", checkpoints / "step_10").status == 1
 
 
+def test_verify_looks_as_closely_as_it_is_told(vibe_store: Run, run_path: Path) -> None:
+    flip_a_bit(run_path / "checkpoints" / "step_10" / "state.eqx")
+    assert vibe_store("verify", run_path).status == 1
+    ran = vibe_store("verify", run_path, "--level", "sizes")
+    assert (ran.status, ran.out) == (
+        0,
+        f"2 checkpoints in {run_path / 'checkpoints'}: every file has its size.\n",
+    )
+
+
 def test_verify_as_json_has_the_documented_keys(vibe_store: Run, run_path: Path) -> None:
     flip_a_bit(run_path / "checkpoints" / "step_20" / "manifest.json")
     ran = vibe_store("verify", run_path, "--json")

@@ -18,7 +18,7 @@ from vibe_store.checkpoint.layout import (
 )
 from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.opening import Directory, open_directory
-from vibe_store.checkpoint.reading import check_file
+from vibe_store.checkpoint.source import check_file
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.errors import (
     CheckpointsExistError,
@@ -26,7 +26,7 @@ from vibe_store.errors import (
     DamagedCheckpointWarning,
     InvalidValueError,
 )
-from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
+from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend, Verify
 from vibe_store.retention import BestFn
 
 __all__ = ["delete_step_folders", "initialize_checkpoint_dir"]
@@ -45,6 +45,7 @@ def initialize_checkpoint_dir(
     best_mode: Literal["min", "max"] = "min",
     serializer: str | Serializer = "eqx",
     retention: str | RetentionPolicy | None = None,
+    verify: Verify = "full",
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[CheckpointManager, bool]:
     """Open a directory for a run that starts now.
@@ -52,11 +53,10 @@ def initialize_checkpoint_dir(
     Where there are no checkpoints, the run starts fresh. Where there are, ``resume`` goes on with them,
     ``overwrite`` deletes them, and without either it is an error.
 
-    With ``resume`` the newest checkpoint is read whole. One that does not verify is set aside (its manifest
-    is renamed, nothing is deleted) with a warning, and the one before it is tried, so that ``latest_step()``
-    of the
-    manager then names one that restores. With ``overwrite`` every ``step_N`` folder and ``best`` go; files
-    that are no checkpoints stay.
+    With ``resume`` the newest checkpoint is verified, as far as ``verify`` says. One that does not verify is
+    set aside (its manifest is renamed, nothing is deleted) with a warning, and the one before it is tried, so
+    that ``latest_step()`` of the manager then names one that restores. With ``overwrite`` every ``step_N``
+    folder and ``best`` go; files that are no checkpoints stay.
 
     The other arguments are those of :class:`~vibe_store.checkpoint.CheckpointManager`.
 
@@ -82,6 +82,7 @@ def initialize_checkpoint_dir(
         best_mode=best_mode,
         serializer=serializer,
         retention=retention,
+        verify=verify,
         storage_options=storage_options,
     )
     storage = open_directory(directory, storage_options)
@@ -89,7 +90,7 @@ def initialize_checkpoint_dir(
         _wipe(storage)
         return manager, False
     if resume:
-        _set_damaged_aside(storage)
+        _set_damaged_aside(storage, verify)
         return manager, manager.latest_step() is not None
     present = [
         f.step for f in step_folders(storage, pending.pending_keys(storage)) if f.status != "set-aside"
@@ -116,7 +117,7 @@ def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
     try:
         with pending.live_attempt() as attempt:
             manifests = [key for key in keys if key.partition("/")[2] == MANIFEST]
-            pending.declare(storage, attempt, set(keys) - set(manifests))
+            pending.declare_deletion(storage, attempt, set(keys) - set(manifests))
             storage.delete(manifests)
             storage.delete(keys)
             pending.settle(storage, attempt)
@@ -133,13 +134,13 @@ def _wipe(storage: StorageBackend) -> None:
         best.unlink()
 
 
-def _set_damaged_aside(storage: StorageBackend) -> None:
+def _set_damaged_aside(storage: StorageBackend, verify: Verify) -> None:
     """Make the highest listed step one that verifies, by renaming the manifests of those that do not."""
     steps = [folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"]
     for step in reversed(steps):
         try:
             for file in read_manifest(storage, step).files:
-                check_file(storage, folder_of(step), file)
+                check_file(storage, folder_of(step), file, verify=verify)
         except CorruptCheckpointError as error:
             kept = _set_aside(storage, step)
             warnings.warn(

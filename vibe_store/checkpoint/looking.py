@@ -17,9 +17,10 @@ from vibe_store.checkpoint.layout import (
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, locate, open_directory
 from vibe_store.checkpoint.pending import pending_keys
-from vibe_store.checkpoint.reading import check_file
+from vibe_store.checkpoint.reading import check_verify
+from vibe_store.checkpoint.source import check_file
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
-from vibe_store.interfaces import CheckpointInfo, StorageBackend
+from vibe_store.interfaces import CheckpointInfo, StorageBackend, Verify
 
 __all__ = ["CheckpointStatus", "Fault", "list_checkpoints", "load_manifest", "verify_checkpoint"]
 
@@ -104,6 +105,7 @@ def verify_checkpoint(
     directory: Directory,
     *,
     step: int | None = None,
+    level: Verify = "full",
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Fault]:
     """Read every byte of one checkpoint, or of all of a directory, and return what does not hold; [] is good.
@@ -111,14 +113,16 @@ def verify_checkpoint(
     Args:
         directory: a directory of checkpoints, or one step's own folder.
         step: one step; without it, every committed step of the directory, and its checkpoint without a step.
+        level: ``"sizes"`` looks only whether each file is there with its size, ``"off"`` whether it is there.
         storage_options: options of the storage, such as credentials.
 
     Raises:
         CheckpointNotFoundError: there is nothing to verify.
     """
+    level = check_verify(level)
     storage, step = locate(directory, step, storage_options)
     if step is not None:
-        return _faults(storage, step)
+        return _faults(storage, step, level)
     steps: list[int | None] = [
         folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"
     ]
@@ -126,10 +130,10 @@ def verify_checkpoint(
         steps.insert(0, None)
     if not steps:
         raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
-    return [fault for each in steps for fault in _faults(storage, each)]
+    return [fault for each in steps for fault in _faults(storage, each, level)]
 
 
-def _faults(storage: StorageBackend, step: int | None) -> list[Fault]:
+def _faults(storage: StorageBackend, step: int | None, level: Verify) -> list[Fault]:
     folder = folder_of(step)
     try:
         manifest = read_manifest(storage, step)
@@ -138,7 +142,7 @@ def _faults(storage: StorageBackend, step: int | None) -> list[Fault]:
     faults = []
     for file in manifest.files:
         try:
-            check_file(storage, folder, file)
+            check_file(storage, folder, file, verify=level)
         except CorruptCheckpointError as error:
             faults.append(Fault(step, f"{folder}{file.key}", str(error)))
     return faults

@@ -18,7 +18,7 @@ from vibe_store.checkpoint.background import BackgroundSave, failure_of
 from vibe_store.checkpoint.commit import Content, delete_steps, info_of, read_manifest, write_checkpoint
 from vibe_store.checkpoint.layout import MANIFEST, PINNED, check_step, folder_of, read_best, step_folders
 from vibe_store.checkpoint.opening import Directory, open_directory
-from vibe_store.checkpoint.reading import load_items, load_metadata_of
+from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.checkpoint.writer_lock import WriterLease
 from vibe_store.errors import (
@@ -32,7 +32,15 @@ from vibe_store.errors import (
     StepAlreadyExistsError,
     VibeStoreError,
 )
-from vibe_store.interfaces import Blob, Checkpointer, CheckpointInfo, PyTree, RetentionPolicy, Serializer
+from vibe_store.interfaces import (
+    Blob,
+    Checkpointer,
+    CheckpointInfo,
+    PyTree,
+    RetentionPolicy,
+    Serializer,
+    Verify,
+)
 from vibe_store.registry import get_retention, get_serializer
 from vibe_store.retention import BestFn, best, keep_period_steps, latest, steps_to_delete
 
@@ -64,7 +72,9 @@ class CheckpointManager(Checkpointer):
             with NaN, a checkpoint is never best. Of equals the earliest is best.
         best_mode: whether the lowest ("min") or the highest ("max") rank is best.
         serializer: the name of a serializer, or one.
-        retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``".
+        retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``"; see
+            :mod:`vibe_store.retention`.
+        verify: what :meth:`restore` checks: ``"full"`` (every size and checksum), ``"sizes"``, or ``"off"``.
         storage_options: options of the storage, such as credentials.
 
     Whatever the policy, these are never deleted: the highest step, the best one, the target of ``best``,
@@ -89,6 +99,7 @@ class CheckpointManager(Checkpointer):
         best_mode: Literal["min", "max"] = "min",
         serializer: str | Serializer = "eqx",
         retention: str | RetentionPolicy | None = None,
+        verify: Verify = "full",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._policy = _policy(retention, max_to_keep)
@@ -98,6 +109,7 @@ class CheckpointManager(Checkpointer):
             None if async_timeout_secs is None else BackgroundSave(_timeout(async_timeout_secs))
         )
         self._best_fn, self._best_mode = best_fn, _mode(best_mode)
+        self._verify = check_verify(verify)
         self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
         self._storage = open_directory(directory, storage_options)
         self._lease: WriterLease | None = None
@@ -144,7 +156,7 @@ class CheckpointManager(Checkpointer):
     def restore(
         self,
         step: int | None,
-        like: PyTree,
+        like: PyTree = None,
         *,
         items: Mapping[str, PyTree] | None = None,
         partial: bool = False,
@@ -155,7 +167,7 @@ class CheckpointManager(Checkpointer):
             step, loaded = self._load_newest(likes, partial=partial)
         else:
             step = check_step(step)
-            loaded = load_items(self._storage, step, likes, partial=partial, serializer=self._serializer)
+            loaded = self._load(step, likes, partial=partial)
         self._restored = step
         state = loaded.pop(STATE)
         return state if items is None else (state, loaded)
@@ -342,14 +354,19 @@ class CheckpointManager(Checkpointer):
             self._infos[folder.step] = (folder.manifest, info)
         return [info for _, info in self._infos.values()]
 
+    def _load(self, step: int, likes: Mapping[str, PyTree], *, partial: bool) -> dict[str, PyTree]:
+        return load_items(
+            self._storage, step, likes, partial=partial, verify=self._verify, serializer=self._serializer
+        )
+
     def _load_newest(self, likes: Mapping[str, PyTree], *, partial: bool) -> tuple[int, dict[str, PyTree]]:
         damaged: set[int] = set()
         while left := [step for step in self.all_steps() if step not in damaged]:
             step = left[-1]
             try:
-                return step, load_items(
-                    self._storage, step, likes, partial=partial, serializer=self._serializer
-                )
+                if self._verify == "full":
+                    load_metadata_of(self._storage, step)  # damaged, it would only be found when asked for
+                return step, self._load(step, likes, partial=partial)
             except CheckpointNotFoundError:
                 if step in self.all_steps():
                     raise  # it lacks an item; otherwise another process deleted it meanwhile
@@ -378,7 +395,13 @@ def _let_go(lease: WriterLease, untold: list[str]) -> None:
 def _policy(retention: str | RetentionPolicy | None, max_to_keep: int) -> RetentionPolicy:
     if retention is None:
         return latest(max_to_keep)
-    return get_retention(retention) if isinstance(retention, str) else retention
+    if isinstance(retention, str):
+        return get_retention(retention)
+    if not callable(retention):
+        raise InvalidValueError(
+            f"retention is the name of a retention policy, or one, such as latest(5); got {retention!r}."
+        )
+    return retention
 
 
 def _mode(mode: str) -> Literal["min", "max"]:

@@ -19,10 +19,10 @@ from vibe_store.checkpoint.arguments import (
 )
 from vibe_store.checkpoint.commit import Content, write_checkpoint
 from vibe_store.checkpoint.layout import MANIFEST, METADATA, folder_of, step_folders
-from vibe_store.checkpoint.manifest import decode, strict_json
+from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, decode, strict_json
 from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
-from vibe_store.checkpoint.reading import load_items, load_metadata_of
+from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.errors import (
     CheckpointNotFoundError,
@@ -30,9 +30,10 @@ from vibe_store.errors import (
     DamagedCheckpointWarning,
     UnsupportedLeafError,
 )
-from vibe_store.interfaces import PyTree, Serializer, StorageBackend
+from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
 from vibe_store.registry import get_serializer
 from vibe_store.serializers import eqx
+from vibe_store.storage.local import LocalStorage
 
 __all__ = ["load_checkpoint", "load_eqx", "load_metadata", "save_checkpoint"]
 
@@ -83,16 +84,24 @@ def save_checkpoint(
     lease = lock_and_sweep(storage, "one-shot")
     try:
         write_checkpoint(storage, step, content, writer, replace=True)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        what = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        message = f"Could not save {what} in {storage.url}: {error.strerror or error}"
+        raise OSError(error.errno, message, error.filename) from error
     finally:
         lease.release()
 
 
 def load_checkpoint(
     directory: Directory,
-    like: PyTree,
+    like: PyTree = None,
     *,
     step: int | None = None,
     replicate_to: int | None = None,
+    partial: bool = False,
+    verify: Verify = "full",
     storage_options: Mapping[str, Any] | None = None,
 ) -> PyTree:
     """Load the pytree of one checkpoint, verified, into the structure of ``like``.
@@ -100,8 +109,16 @@ def load_checkpoint(
     Args:
         directory: the folder that was given to :func:`save_checkpoint`, or one step's own folder.
         like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
+            Without one, the tree comes back in dicts and lists after the paths of its leaves: attributes and
+            dict keys are names, tuples are lists, None where a list has no leaf. Arrays are ``jax.Array``
+            where JAX can hold their dtype as it is configured, NumPy arrays otherwise; of callables there is
+            only the name.
         step: load from the subfolder ``step_{step}``; without it, from ``directory`` itself.
         replicate_to: broadcast every array to ``(replicate_to, *shape)``; other leaves stay as they are.
+        partial: load only what the template has, of a checkpoint that may hold more; the rest is not read,
+            where the serializer can do without.
+        verify: ``"full"`` checks sizes and checksums, ``"sizes"`` sizes only, ``"off"`` neither, to save what
+            can be saved of a damaged checkpoint.
         storage_options: options of the storage, such as credentials.
 
     Raises:
@@ -110,11 +127,12 @@ def load_checkpoint(
         CorruptCheckpointError: what is stored is not what was saved.
     """
     copies = None if replicate_to is None else check_positive("replicate_to", replicate_to)
+    level = check_verify(verify)
     storage, step = locate(directory, step, storage_options)
     try:
-        tree = load_items(storage, step, {STATE: like}, partial=False)[STATE]
+        tree = load_items(storage, step, {STATE: like}, partial=partial, verify=level)[STATE]
     except CheckpointNotFoundError:
-        tree = _load_hand_written(storage, step, like)
+        tree = _load_hand_written(storage, step, like, partial=partial)
     return tree if copies is None else jax.tree.map(lambda leaf: _replicate(leaf, copies), tree)
 
 
@@ -141,7 +159,7 @@ def load_metadata(
         return _hand_written_metadata(storage, f"{folder_of(step)}{METADATA}")
 
 
-def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False) -> PyTree:
     """Load one ``.eqx`` file, written by :func:`save_eqx`, by a checkpoint or by plain Equinox.
 
     Where the file belongs to a checkpoint that keeps it under another name (because it was replaced), that
@@ -150,21 +168,23 @@ def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     Args:
         path: the file.
         like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
+            Without one, the tree comes back as :func:`load_checkpoint` says.
+        partial: read only what the template has, of a file that may hold more.
 
     Raises:
         CheckpointNotFoundError: there is no such file.
         TemplateMismatchError: template and file differ; every difference is in it, by path.
         CorruptCheckpointError: the file is not what was written.
     """
-    return eqx.load_eqx(_resolve(Path(path)), like)
+    return eqx.load_eqx(_resolve(Path(path)), like, partial=partial)
 
 
-def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree) -> PyTree:
+def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree, *, partial: bool) -> PyTree:
     """Load a ``state.eqx`` that no manifest names; raise what is there instead."""
     key = f"{folder_of(step)}{STATE}.eqx"
     local = storage.local_path(key)
     if local is not None and local.is_file() and key not in pending_keys(storage):
-        return eqx.load_eqx(local, like)
+        return eqx.load_eqx(local, like, partial=partial)
     steps = [str(folder.step) for folder in step_folders(storage, pending_keys(storage))]
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     hint = f" It has the steps {', '.join(steps)}; pass one as step=." if steps else ""
@@ -176,7 +196,7 @@ def _hand_written_metadata(storage: StorageBackend, key: str) -> dict[str, Any] 
     if key in pending_keys(storage):
         return None
     try:
-        metadata = strict_json(storage.read(key))
+        metadata = strict_json(storage.read(key, 0, MAX_JSON_BYTES + 1))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -189,8 +209,11 @@ def _hand_written_metadata(storage: StorageBackend, key: str) -> dict[str, Any] 
 def _resolve(path: Path) -> Path:
     """Return the file that holds the bytes of ``path``, as the manifest beside it says, if there is one."""
     where = path.parent / MANIFEST
+    if not os.path.lexists(where):
+        return path
+    storage = LocalStorage(str(path.parent.absolute()))  # which keeps to this folder
     try:
-        manifest = decode(where.read_bytes(), where=str(where))
+        manifest = decode(storage.read(MANIFEST, 0, MAX_JSON_BYTES + 1), where=str(where))
     except (FileNotFoundError, NotADirectoryError):
         return path
     except CorruptCheckpointError as error:
@@ -203,7 +226,9 @@ def _resolve(path: Path) -> Path:
         )
         return path
     files = {name: file for item in manifest.items.values() for name, file in item.files.items()}
-    return path.parent / files[path.name].key if path.name in files else path
+    if path.name not in files:
+        return path
+    return storage.local_path(files[path.name].key)
 
 
 def _first_replica(tree: PyTree) -> PyTree:

@@ -37,7 +37,8 @@ from vibe_store.checkpoint.reading import load_metadata_of
 from vibe_store.cli.plugins import list_plugins
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
-from vibe_store.interfaces import Leaf
+from vibe_store.interfaces import Leaf, Verify
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["ls", "plugins", "show", "verify"]
 
@@ -76,6 +77,8 @@ class _Verify:
     """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
     step: _Step = None
     """Which checkpoint; all of them by default."""
+    level: Verify = "full"
+    """How closely: every byte, or only whether each file has its size (sizes), or is there (off)."""
     json: _Json = False
     """Print JSON."""
 
@@ -110,10 +113,10 @@ def ls(argv: Sequence[str]) -> int:
                     "pinned": info and info.pinned,
                 }
             )
-        _print_json({"directory": directory, "checkpoints": rows})
+        _print_json({"directory": without_credentials(directory), "checkpoints": rows})
         return 0
     if not found:
-        print(f"No steps in {directory}.{_itself(directory)}")
+        print(f"No steps in {without_credentials(directory)}.{_itself(directory)}")
         return 0
     table = _table("STEP", "CREATED", "SIZE", "ITEMS", "METRICS", "", right={"STEP", "SIZE"})
     for entry in found:
@@ -126,7 +129,7 @@ def ls(argv: Sequence[str]) -> int:
             f"{info.created.astimezone():%Y-%m-%d %H:%M:%S}" if info else "-",
             readable_size(info.size) if info else "-",
             ", ".join(info.items) if info else "-",
-            _metrics_text(info.metrics) if info else "-",
+            _visible(_metrics_text(info.metrics)) if info else "-",
             ", ".join(marks),
         )
     _console().print(table)
@@ -143,7 +146,7 @@ def show(argv: Sequence[str]) -> int:
     if arguments.json:
         _print_json(
             {
-                "directory": directory,
+                "directory": without_credentials(directory),
                 "step": manifest.step,
                 "created": manifest.created.isoformat(),
                 "format": manifest.format,
@@ -168,7 +171,7 @@ def show(argv: Sequence[str]) -> int:
     console = _console()
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     facts = {
-        "directory": directory,
+        "directory": without_credentials(directory),
         "step": "-" if manifest.step is None else str(manifest.step),
         "created": f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S %z}",
         "size": readable_size(manifest.size),
@@ -177,7 +180,7 @@ def show(argv: Sequence[str]) -> int:
         "written by": f"{versions} (format {manifest.format})",
     }
     for fact, value in facts.items():
-        console.print(f"{fact:<10}  {value}")
+        console.print(f"{fact:<10}  {_visible(value)}")
     for name, item in manifest.items.items():
         console.print(f"\nitem {name}, written by the serializer {item.serializer}")
         files = _table("FILE", "SIZE", "XXH3-128", right={"SIZE"})
@@ -185,7 +188,7 @@ def show(argv: Sequence[str]) -> int:
             files.add_row(file.key, readable_size(file.size), file.checksum)
         leaves = _table("LEAF", "KIND", "DTYPE", "SHAPE", "VALUE")
         for leaf in item.leaves:
-            leaves.add_row(*_leaf_row(leaf))
+            leaves.add_row(*map(_visible, _leaf_row(leaf)))
         console.print(files)
         console.print(leaves)
     return 0
@@ -195,19 +198,31 @@ def verify(argv: Sequence[str]) -> int:
     """Verify checkpoints; return the exit status, 1 where there is a fault."""
     arguments = tyro.cli(_Verify, prog="vibe-store verify", args=argv)
     directory, step = _located(arguments.directory, arguments.step)
-    faults = verify_checkpoint(directory, step=step)
+    faults = verify_checkpoint(directory, step=step, level=arguments.level)
     checked = _checked_steps(directory, step)
     if arguments.json:
         rows = [{"step": fault.step, "file": fault.file, "problem": fault.problem} for fault in faults]
-        _print_json({"directory": directory, "checked": checked, "ok": not faults, "faults": rows})
+        _print_json(
+            {
+                "directory": without_credentials(directory),
+                "checked": checked,
+                "ok": not faults,
+                "faults": rows,
+            }
+        )
         return 1 if faults else 0
     for fault in faults:
         print(f"{'checkpoint' if fault.step is None else f'step {fault.step}'}: {fault.problem}")
-    bad = len({fault.step for fault in faults})
+    bad, where = len({fault.step for fault in faults}), without_credentials(directory)
     if faults:
-        print(f"{bad} of {len(checked)} checkpoints in {directory} {'is' if bad == 1 else 'are'} damaged.")
+        print(f"{bad} of {len(checked)} checkpoints in {where} {'is' if bad == 1 else 'are'} damaged.")
     else:
-        print(f"{len(checked)} checkpoint{'s' * (len(checked) != 1)} in {directory}: all as they were saved.")
+        good = {
+            "full": "all as they were saved",
+            "sizes": "every file has its size",
+            "off": "no file is missing",
+        }
+        print(f"{len(checked)} checkpoint{'s' * (len(checked) != 1)} in {where}: {good[arguments.level]}.")
     return 1 if faults else 0
 
 
@@ -245,10 +260,13 @@ def _manifest(directory: str, step: int | None) -> Manifest:
         if step is None and committed:
             return load_manifest(directory, step=max(committed))
         if step is None:
-            raise CheckpointNotFoundError(f"There is no committed checkpoint in {directory}.") from error
+            raise CheckpointNotFoundError(
+                f"There is no committed checkpoint in {without_credentials(directory)}."
+            ) from error
         steps = ", ".join(map(str, committed)) or "none"
         raise CheckpointNotFoundError(
-            f"There is no committed checkpoint of step {step} in {directory}; committed are: {steps}."
+            f"There is no committed checkpoint of step {step} in {without_credentials(directory)}; "
+            f"committed are: {steps}."
         ) from error
 
 
@@ -258,7 +276,7 @@ def _itself(directory: str) -> str:
         load_manifest(directory)
     except CheckpointNotFoundError:
         return ""
-    return f" It is itself a checkpoint: see `vibe-store show {shlex.quote(directory)}`."
+    return f" It is itself a checkpoint: see `vibe-store show {shlex.quote(without_credentials(directory))}`."
 
 
 def _checked_steps(directory: str, step: int | None) -> list[int | None]:
@@ -309,6 +327,11 @@ _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 def _metrics_text(metrics: Mapping[str, float] | None) -> str:
     return ", ".join(f"{name}={value:g}" for name, value in metrics.items()) if metrics else "-"
+
+
+def _visible(text: str) -> str:
+    """Return a text of a checkpoint for a terminal, which must not take any of it for a command."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:

@@ -1,25 +1,24 @@
 """The default serializer: one ``.eqx`` file a pytree, readable by plain Equinox, verified when loaded."""
 
 import contextlib
+import functools
 import io
 import os
 import secrets
 import stat
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from vibe_store.errors import (
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    InvalidValueError,
-    VibeStoreWarning,
-)
+import numpy as np
+import xxhash
+
+from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, PyTree, SavedItem, Serializer, Source
 from vibe_store.serializers.eqx_file import (
     Readable,
     VerifyingReader,
+    read_parts,
     read_records,
     read_trailer,
     write_file,
@@ -27,7 +26,15 @@ from vibe_store.serializers.eqx_file import (
 from vibe_store.serializers.eqx_plain import load_plain
 from vibe_store.serializers.host import rebuild, snapshot, table_values, to_host
 from vibe_store.serializers.rows import STORED_KINDS
-from vibe_store.serializers.tree import Flat, compare, dtype_named, flatten, show_path
+from vibe_store.serializers.template import in_containers, template_of
+from vibe_store.serializers.tree import (
+    Flat,
+    NDArray,
+    compare,
+    dtype_named,
+    flatten,
+    warn_of_other_callables,
+)
 
 __all__ = ["EqxSerializer", "load_eqx", "save_eqx"]
 
@@ -67,6 +74,8 @@ class EqxSerializer(Serializer):
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:
         """Return a tree of the structure of ``like`` with the saved leaves.
 
+        Where ``like`` has only a part of them, only the bytes of that part are read.
+
         Raises:
             TemplateMismatchError: a leaf differs in path, shape, dtype or kind; all differences are in it.
             CorruptCheckpointError: what is stored is not what was saved.
@@ -78,8 +87,14 @@ class EqxSerializer(Serializer):
             raise CorruptCheckpointError(f"The checkpoint names no file {name!r} for its item {item!r}.")
         flat = flatten(like)
         compare(source.leaves, flat, partial=partial, what=f"saved item {item!r}")
-        with source.open(name) as stream:
-            return _load(cast(Readable, stream), entry.size, source.leaves, flat, name)
+        dtypes = _wanted(source.leaves, flat)
+        if len(flat.rows) < len(source.leaves):
+            read = functools.partial(source.read_part, name)
+            arrays = read_parts(read, entry.size, source.leaves, dtypes, name)
+        else:
+            with source.open(name) as stream:
+                arrays = read_records(cast(Readable, stream), entry.size, source.leaves, dtypes, name)
+        return _rebuilt(source.leaves, flat, arrays)
 
 
 def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
@@ -105,22 +120,24 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
     _make_folder(target.parent)
     temporary = target.parent / f".vibe_store-{secrets.token_hex(8)}.tmp"
     with _new_file(temporary, target) as file:
+        if mode is not None:  # before anything is in it that not everybody may read
+            os.fchmod(file.fileno(), mode)
         write_file(file, flat.rows, values)
         file.flush()
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
         temporary.replace(target)
     _sync_folder(target.parent)
 
 
-def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False) -> PyTree:
     """Load a pytree from a file of :func:`save_eqx` or of plain ``eqx.tree_serialise_leaves``.
 
     Args:
         path: the file.
         like: a pytree of the same structure, of arrays or of ``jax.ShapeDtypeStruct``; its leaves decide the
-            types of the new ones, and where arrays go.
+            types of the new ones, and where arrays go. None gives dicts and lists after the paths of the
+            leaves.
+        partial: read only what ``like`` has, of a file that may hold more.
 
     Returns:
         A new tree of the structure of ``like``. A file of plain Equinox gives an
@@ -131,18 +148,31 @@ def load_eqx(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         TemplateMismatchError: the file and ``like`` differ; all differences are in it, by path.
         CorruptCheckpointError: the file is not what was written.
         NewerFormatError: the file was written by a later vibe_store.
-        InvalidValueError: the path is a folder, or an array cannot be put where ``like`` wants it.
+        InvalidValueError: the path is a folder, or an array cannot be put where ``like`` wants it; or the
+            file is one of plain Equinox, which has no leaf table, and ``like`` is missing or partial.
     """
     name = os.fspath(path)
-    flat = flatten(like)
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         trailer = read_trailer(file, size, name)
         if trailer is None:
-            return load_plain(file, size, flat, name)
-        compare(trailer.leaves, flat, what=f"file {name}")
-        reader = VerifyingReader(file, trailer.data_size, trailer.data_checksum, name)
-        return _load(reader, trailer.data_size, trailer.leaves, flat, name)
+            if like is None or partial:
+                raise InvalidValueError(
+                    f"{name} has no leaf table (plain Equinox wrote it, say), so it cannot be loaded without "
+                    "a template (like=...) of the whole tree."
+                )
+            return load_plain(file, size, flatten(like), name)
+        saved, data_size = trailer.leaves, trailer.data_size
+        flat = flatten(template_of(saved) if like is None else like)
+        compare(saved, flat, partial=partial, what=f"file {name}")
+        dtypes = _wanted(saved, flat)
+        if len(flat.rows) < len(saved):
+            arrays = read_parts(functools.partial(_read_part, file, name), data_size, saved, dtypes, name)
+        else:
+            reader = VerifyingReader(file, data_size, trailer.data_checksum, name)
+            arrays = read_records(reader, data_size, saved, dtypes, name)
+    tree = _rebuilt(saved, flat, arrays)
+    return in_containers(tree) if like is None else tree
 
 
 def _open(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -154,29 +184,27 @@ def _open(path: str | os.PathLike[str]) -> io.BufferedReader:
         raise InvalidValueError(f"{os.fspath(path)} is a folder; load_eqx reads a single file.") from error
 
 
-def _load(stream: Readable, size: int, saved: Sequence[Leaf], like: Flat, name: str) -> PyTree:
-    """Read and verify a stream, and rebuild the template, which fits the saved table."""
+def _wanted(saved: Sequence[Leaf], like: Flat) -> dict[str, np.dtype[Any]]:
+    """Return the dtypes of the stored leaves that the template has, by path."""
     wanted = {row.path for row in like.rows}
-    dtypes = {
-        row.path: dtype_named(row.dtype)
-        for row in saved
-        if row.path in wanted and row.kind in STORED_KINDS and row.dtype is not None
+    return {
+        row.path: dtype_named(row.dtype) for row in saved if row.path in wanted and row.kind in STORED_KINDS
     }
-    arrays = read_records(stream, size, saved, dtypes, name)
-    _warn_of_other_callables(saved, like)
+
+
+def _rebuilt(saved: Sequence[Leaf], like: Flat, arrays: Mapping[str, NDArray]) -> PyTree:
+    warn_of_other_callables(saved, like, stacklevel=4)
     return rebuild(like, {**table_values(saved), **arrays})
 
 
-def _warn_of_other_callables(saved: Sequence[Leaf], like: Flat) -> None:
-    names = {row.path: row.value for row in saved if row.kind == "callable"}
-    for row in like.rows:
-        if row.kind == "callable" and names[row.path] != row.value:
-            warnings.warn(
-                f"The leaf {show_path(row.path)} was the callable {names[row.path]} when it was saved, and "
-                f"is {row.value} in the template. Callables are not stored; the template's is used.",
-                VibeStoreWarning,
-                stacklevel=4,
-            )
+def _read_part(file: io.BufferedReader, name: str, start: int, buffer: memoryview, checksum: str) -> None:
+    file.seek(start)
+    if file.readinto(buffer) != len(buffer):
+        raise CorruptCheckpointError(f"{name} ended early, in the middle of a leaf.")
+    if xxhash.xxh3_128_hexdigest(buffer) != checksum:
+        raise CorruptCheckpointError(
+            f"{name} is damaged: the {len(buffer)} bytes from byte {start} do not match their checksum."
+        )
 
 
 @contextlib.contextmanager

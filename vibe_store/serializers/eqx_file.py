@@ -17,19 +17,34 @@ import functools
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
-from vibe_store.errors import CorruptCheckpointError, NewerFormatError
+from vibe_store.errors import CorruptCheckpointError, InvalidValueError, NewerFormatError
 from vibe_store.interfaces import Leaf
-from vibe_store.serializers.rows import STORED_KINDS, table_from_json, table_to_json
+from vibe_store.serializers.rows import (
+    MAX_JSON_BYTES,
+    STORED_KINDS,
+    strict_json,
+    table_from_json,
+    table_to_json,
+)
 from vibe_store.serializers.tree import HostCopy, NDArray, show_path
 
-__all__ = ["Readable", "Trailer", "VerifyingReader", "Written", "read_records", "read_trailer", "write_file"]
+__all__ = [
+    "Readable",
+    "Trailer",
+    "VerifyingReader",
+    "Written",
+    "read_parts",
+    "read_records",
+    "read_trailer",
+    "write_file",
+]
 
 CHUNK = 4 << 20
 """Bytes that are hashed and written (or read) at a time: few enough to stay in the cache in between."""
@@ -79,6 +94,9 @@ def write_file(file: Writable, rows: Sequence[Leaf], values: Sequence[Any]) -> W
         file: an empty file.
         rows: the leaf table of a tree.
         values: its leaves, as ``to_host`` returns them.
+
+    Raises:
+        InvalidValueError: the leaf table would be longer than any that is read.
     """
     whole = xxhash.xxh3_128()
     size = 0
@@ -123,6 +141,11 @@ def read_trailer(file: io.BufferedIOBase, size: int, name: str) -> Trailer | Non
     _, version, length, data_checksum, table_checksum = _FOOTER.unpack(footer)
     if length > start:
         raise CorruptCheckpointError(f"{name} is damaged: its leaf table would be longer than the file.")
+    if length > MAX_JSON_BYTES:
+        raise CorruptCheckpointError(
+            f"{name} says that its leaf table has {length} bytes, and more than {MAX_JSON_BYTES} are never "
+            "written."
+        )
     file.seek(start - length)
     text = file.read(length)
     file.seek(0)
@@ -133,8 +156,8 @@ def read_trailer(file: io.BufferedIOBase, size: int, name: str) -> Trailer | Non
             f"{name} has format version {version}, but this vibe_store reads up to {_VERSION}; upgrade it."
         )
     try:
-        leaves = table_from_json(json.loads(text))
-    except (CorruptCheckpointError, ValueError, RecursionError) as error:
+        leaves = table_from_json(strict_json(text))
+    except ValueError as error:
         raise CorruptCheckpointError(f"{name} has a leaf table that cannot be read: {error}") from error
     return Trailer(leaves, start - length, data_checksum)
 
@@ -205,6 +228,34 @@ def read_records(
     return arrays
 
 
+def read_parts(
+    read: Callable[[int, memoryview, str], None],
+    size: int,
+    rows: Sequence[Leaf],
+    dtypes: Mapping[str, np.dtype[Any]],
+    name: str,
+) -> dict[str, NDArray]:
+    """Read the data of the leaves that are wanted, and nothing else; the rest is as :func:`read_records`.
+
+    Args:
+        read: fills a buffer from a place in the file, and verifies it against a checksum.
+        size: the length of the file at most.
+        rows: the whole leaf table.
+        dtypes: for the path of each wanted leaf, the dtype that its row names.
+        name: what to call the file in messages.
+    """
+    wanted = [row for row in rows if row.path in dtypes]
+    _check_places(wanted, dtypes, size, name)
+    arrays: dict[str, NDArray] = {}
+    for row in wanted:
+        offset, shape = _place(row)
+        if row.checksum is None:
+            raise CorruptCheckpointError(f"The leaf table has no checksum of {show_path(row.path)}.")
+        arrays[row.path] = _empty(shape, dtypes[row.path])
+        read(offset, arrays[row.path].reshape(-1).view(np.uint8).data, row.checksum)
+    return arrays
+
+
 def _native(row: Leaf, value: Any) -> Any:
     """Return the dtype that a Python scalar is written with; arrays and NumPy scalars have their own."""
     return None if isinstance(value, np.ndarray | np.generic) else row.dtype
@@ -236,6 +287,11 @@ def _write_data(file: Writable, array: NDArray, whole: xxhash.xxh3_128) -> str:
 
 def _trailer(table: Sequence[Leaf], data_checksum: bytes) -> bytes:
     text = json.dumps(table_to_json(table), separators=(",", ":")).encode()
+    if len(text) > MAX_JSON_BYTES:
+        raise InvalidValueError(
+            f"The leaf table of this tree would have {len(text)} bytes, and at most {MAX_JSON_BYTES} are "
+            "read. Strings and bytes are kept in it, so store large ones as arrays of numpy.uint8."
+        )
     footer = _FOOTER.pack(_MAGIC, _VERSION, len(text), data_checksum, bytes(16))[:-16]
     return text + footer + xxhash.xxh3_128_digest(text + footer)
 
