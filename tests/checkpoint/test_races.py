@@ -155,7 +155,7 @@ def test_the_sweep_of_a_new_manager_spares_what_a_save_under_way_has_stored(
         if call.method == "write" and call.keys == ("step_1/manifest.json",):
             swept.append(None)
             # A dead attempt wanted the same names, and the new manager sweeps what it left.
-            storage.write(".vibe_store/pending/20200101T000000-0.json", b'{"keys": ["step_1/state.eqx"]}')
+            storage.write(".vibe_store/pending-20200101T000000-0.json", b'{"keys": ["step_1/state.eqx"]}')
             scenarios.save(scenarios.manager_of(storage), 2, 2)
         return False
 

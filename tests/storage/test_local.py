@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -560,6 +561,65 @@ def test_a_deletion_is_durable_with_one_sync_for_each_folder(
     removed = [("unlink", "1"), ("unlink", "2")] * 2
     assert events[:4] == removed
     assert sorted(events[4:]) == [("sync", "a"), ("sync", "root")]
+
+
+def test_what_may_wait_is_made_durable_before_the_next_durable_change_gets_its_name(
+    storage: LocalStorage, events: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"1")
+    storage.write("gone", b"")
+    events.clear()
+    storage.write("list", b"1", durable=False)
+    storage.put(source, "a/data", move=True, durable=False)
+    storage.delete(["gone"], durable=False)
+    assert events == [("rename", "list"), ("rename", "data"), ("unlink", "gone")]
+    events.clear()
+    storage.write("a/manifest", b"1", overwrite=False)
+    waited = [("sync", "list"), ("sync", "root"), ("sync", "data"), ("sync", "a")]
+    assert events == [*waited, ("sync", "TMP"), ("link", "manifest"), ("unlink", "TMP"), ("sync", "a")]
+    events.clear()
+    storage.write("a/manifest", b"2")
+    assert events == [("sync", "TMP"), ("rename", "manifest"), ("sync", "a")]
+
+
+def test_while_something_cannot_be_made_durable_no_later_change_takes_effect(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    storage.write("data", b"1", durable=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=r"manifest.*Input/output error \(for '"):
+            storage.write("manifest", b"1")
+    assert [blob.key for blob in storage.list()] == ["data"]
+    storage.write("manifest", b"1")
+
+
+def test_a_child_that_was_forked_while_files_were_made_durable_can_write(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("data", b"1", durable=False)
+    fsync, forked = os.fsync, []
+
+    def fork_now(descriptor: int) -> None:
+        if not forked:
+            forked.append(os.fork())
+            if forked == [0]:
+                signal.alarm(20)  # ends a child that hangs
+                storage.write("child", b"1")
+                os._exit(0)
+        fsync(descriptor)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork in a process with threads
+        warnings.simplefilter("ignore", RuntimeWarning)
+        monkeypatch.setattr(os, "fsync", fork_now)
+        storage.write("parent", b"1")
+    assert os.waitpid(forked[0], 0)[1] == 0
+    assert [blob.key for blob in storage.list()] == ["child", "data", "parent"]
 
 
 # dead writers

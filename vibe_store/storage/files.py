@@ -22,7 +22,7 @@ __all__ = [
     "open_temporary",
     "remove_if_abandoned",
     "sync",
-    "sync_folder",
+    "sync_path",
 ]
 
 _T = TypeVar("_T")
@@ -44,27 +44,29 @@ _ADVICE = {
 }
 
 
-def in_folder(folder: Path, action: Callable[[], _T]) -> _T:
-    """Make a folder and do something in it; again, if somebody removed it in between as empty."""
+def in_folder(folder: Path, action: Callable[[], _T], changed: Callable[[Path], None]) -> _T:
+    """Make a folder and do something in it; again, if somebody removed it in between as empty.
+
+    ``changed`` is told of each folder that got a new one.
+    """
     for _ in range(_ATTEMPTS):
         try:
-            _make_folder(folder)
+            _make_folder(folder, changed)
             return action()
         except FileNotFoundError:
             continue
-    _make_folder(folder)
+    _make_folder(folder, changed)
     return action()
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, each durable in its own parent."""
+def _make_folder(folder: Path, changed: Callable[[Path], None]) -> None:
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
-        sync_folder(new.parent)
+        changed(new.parent)
 
 
 def open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
@@ -126,6 +128,10 @@ def remove_if_abandoned(path: Path) -> bool:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, PermissionError):
         return False  # finished meanwhile, or another user's
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False  # a symbolic link, which no writer of ours makes
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
@@ -163,9 +169,15 @@ def sync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Return once the names in a folder are on the disk, as far as its file system can tell."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on the disk, as far as its file system can tell.
+
+    What is no longer there needs nothing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return
     try:
         sync(descriptor)
     except OSError as error:

@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ from vibe_store.storage.files import (
     open_temporary,
     remove_if_abandoned,
     sync,
-    sync_folder,
+    sync_path,
 )
 from vibe_store.storage.keys import (
     TEMPORARY_PREFIX,
@@ -31,6 +33,7 @@ from vibe_store.storage.keys import (
     check_url,
     is_key,
 )
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["LocalStorage"]
 
@@ -63,6 +66,10 @@ class LocalStorage(StorageBackend):
             )
         self._root = _path_of(check_url(url))
         self.url = str(self._root)
+        # What was changed and may not be on the disk yet, in order; as a dict, since sets have none.
+        self._loose: dict[Path, None] = {}
+        self._loose_lock = threading.Lock()
+        _open_storages.add(self)
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.url!r})"
@@ -90,7 +97,7 @@ class LocalStorage(StorageBackend):
             file.seek(start)
             return file.read() if end is None else file.read(max(0, min(end, size) - start))
 
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         """Store a small object, whole or not at all; see :meth:`StorageBackend.write`.
 
         With ``overwrite=False`` a hard link puts the object in its place, which fails where something is.
@@ -102,14 +109,16 @@ class LocalStorage(StorageBackend):
             with self._temporary(path.parent) as (file, temporary):
                 file.write(data)
                 file.flush()
-                sync(file.fileno())
+                if durable:
+                    self._sync_loose()
+                    sync(file.fileno())
                 if overwrite:
                     temporary.replace(path)
                 else:
                     create(temporary, path)
-            sync_folder(path.parent)
+            self._changed(path, durable=durable)
 
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         """Store a local file of any size, whole or not at all; see :meth:`StorageBackend.put`.
 
         With ``move=True`` a file of the same file system is renamed, without a copy.
@@ -117,14 +126,16 @@ class LocalStorage(StorageBackend):
         with explained(f"store the file '{source}' as {key!r} in {self.url!r}"):
             path = self._resolve(key)
             with source.open("rb") as original:
-                if not (move and self._move(original, source, path)):
+                if not (move and self._move(original, source, path, durable=durable)):
                     with self._temporary(path.parent) as (file, temporary):
                         copy(original, file)
-                        sync(file.fileno())
+                        if durable:
+                            self._sync_loose()
+                            sync(file.fileno())
                         temporary.replace(path)
                     if move:
                         source.unlink(missing_ok=True)
-            sync_folder(path.parent)
+            self._changed(path, durable=durable)
 
     def get(self, key: str, target: Path) -> None:
         """Copy an object to a local file; see :meth:`StorageBackend.get`. Missing parents of it are made."""
@@ -134,7 +145,7 @@ class LocalStorage(StorageBackend):
                 copy(original, file)
                 temporary.replace(target)
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         """Remove exactly these objects, and folders that this empties; see :meth:`StorageBackend.delete`.
 
         Every key is checked before anything is removed. A key that names a folder names no object.
@@ -144,8 +155,8 @@ class LocalStorage(StorageBackend):
             for path in [self._resolve(key) for key in check_keys(keys)]:
                 if _is_object(path):
                     path.unlink(missing_ok=True)
-                    folders.add(path.parent)
-            self._tidy(folders)
+                folders.add(path.parent)  # a writer that died may have made no more than the folder
+            self._tidy(folders, durable=durable)
 
     def local_path(self, key: str) -> Path:
         """Where this key is, whether or not it exists; ``""`` stands for the root."""
@@ -162,7 +173,7 @@ class LocalStorage(StorageBackend):
         with explained(f"sweep {self.url!r}"):
             root = self._real_root()
             folders = set()
-            for folder, _, names in os.walk(root, onerror=_raise_unless_gone):
+            for folder, names in _folders(root):
                 for name in names:
                     if name.startswith(TEMPORARY_PREFIX) and remove_if_abandoned(Path(folder, name)):
                         _logger.info("Removed %s, which a writer that died had left.", Path(folder, name))
@@ -213,19 +224,14 @@ class LocalStorage(StorageBackend):
 
     def _walk(self, root: Path, folder: Path, prefix: str, start: str) -> Iterator[Blob]:
         """Yield what is under one folder in the order of whole keys, in which ``a.b`` precedes ``a/b``."""
-        found: list[tuple[str, os.DirEntry[str]]] = []
-        with explained(f"list the folder '{folder}'"):
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.name.startswith(start) and is_key(entry.name):
-                            is_folder = entry.is_dir(follow_symlinks=False)
-                            found.append((prefix + entry.name + "/" * is_folder, entry))
-            except (FileNotFoundError, NotADirectoryError):
-                return  # it never was there, or vanished meanwhile
-        for key, entry in sorted(found, key=lambda pair: pair[0]):
+        unfinished = [self._entries(folder, prefix, start)]  # however deep folders are, nothing recurs
+        while unfinished:
+            key, entry = next(unfinished[-1], ("", None))
+            if entry is None:
+                unfinished.pop()
+                continue
             if key.endswith("/"):
-                yield from self._walk(root, Path(entry.path), key, "")
+                unfinished.append(self._entries(Path(entry.path), key, ""))
                 continue
             with explained(f"list {key!r} of {self.url!r}"):
                 status = _status(entry.path)
@@ -235,24 +241,40 @@ class LocalStorage(StorageBackend):
                 continue
             yield Blob(key, status.st_size, status.st_mtime)
 
+    def _entries(self, folder: Path, prefix: str, start: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Return what is in one folder, by key and in their order; the keys of folders end in ``"/"``."""
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        with explained(f"list the folder '{folder}'"):
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.startswith(start) and is_key(entry.name):
+                            is_folder = entry.is_dir(follow_symlinks=False)
+                            found.append((prefix + entry.name + "/" * is_folder, entry))
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # it never was there, or vanished meanwhile
+        return iter(sorted(found, key=lambda pair: pair[0]))
+
     @contextmanager
     def _temporary(self, folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
         """A new file in a folder, which is made; removed unless the body renames it, as are empty folders."""
         try:
-            with discarded(*in_folder(folder, lambda: open_temporary(folder))) as opened:
+            with discarded(*in_folder(folder, lambda: open_temporary(folder), self._note)) as opened:
                 yield opened
         except BaseException:
             with suppress(OSError):  # what went wrong first is what the caller must see
                 self._tidy({folder})
             raise
 
-    def _move(self, original: BinaryIO, source: Path, path: Path) -> bool:
+    def _move(self, original: BinaryIO, source: Path, path: Path, *, durable: bool) -> bool:
         """Rename a file to its place, or return False where only a copy can get there."""
         if source.is_symlink():
             return False
-        sync(original.fileno())
+        if durable:
+            self._sync_loose()
+            sync(original.fileno())
         try:
-            in_folder(path.parent, lambda: source.replace(path))
+            in_folder(path.parent, lambda: source.replace(path), self._note)
         except OSError as error:
             with suppress(OSError):
                 self._tidy({path.parent})
@@ -261,8 +283,32 @@ class LocalStorage(StorageBackend):
             return False
         return True
 
-    def _tidy(self, folders: set[Path]) -> None:
-        """Remove those of the folders that are empty, and parents that this empties; make it all durable."""
+    def _changed(self, path: Path, *, durable: bool) -> None:
+        """Make the name of a file durable, now or later with the file itself."""
+        if durable:
+            self._note(path.parent)
+            self._sync_loose()
+        else:
+            self._note(path)
+            self._note(path.parent)
+
+    def _note(self, path: Path) -> None:
+        """Remember what the next durable change has to make durable first."""
+        with self._loose_lock:
+            self._loose[path] = None
+
+    def _sync_loose(self) -> None:
+        """Make durable what was noted; while something cannot be, no later change is durable either."""
+        with self._loose_lock:
+            for path in tuple(self._loose):
+                try:
+                    sync_path(path)
+                except OSError as error:
+                    raise OSError(error.errno, f"{error.strerror} (for '{path}')") from error
+                del self._loose[path]
+
+    def _tidy(self, folders: set[Path], *, durable: bool = True) -> None:
+        """Remove those of the folders that are empty, and parents that this empties."""
         root = self._real_root()
         remaining = set()
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
@@ -276,15 +322,29 @@ class LocalStorage(StorageBackend):
                 folder = folder.parent
             remaining.add(folder)
         for folder in remaining:
-            with suppress(FileNotFoundError):
-                sync_folder(folder)
+            self._note(folder)
+        if durable:
+            self._sync_loose()
+
+
+_open_storages: "weakref.WeakSet[LocalStorage]" = weakref.WeakSet()
+
+
+def _unlock_in_child() -> None:
+    # The thread of the parent that may hold a lock does not exist in a forked child.
+    for storage in _open_storages:
+        storage._loose_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def _path_of(url: str) -> Path:
     text = url.removeprefix("file://").removeprefix("local://")
     if "://" in text or (text != url and not text.startswith("/")):
         raise InvalidValueError(
-            f"{url!r} is no place on a local disk. Write a path, or 'file:///' and an absolute path."
+            f"{without_credentials(url)!r} is no place on a local disk. Write a path, or 'file:///' and an "
+            "absolute path."
         )
     try:
         path = Path(text).expanduser() if text == url else Path(text)
@@ -309,6 +369,16 @@ def _status(path: str | Path) -> os.stat_result | None:
 
 def _is_object(path: Path) -> bool:
     return _status(path) is not None
+
+
+def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder and the names of its files, following no links and however deep they are."""
+    left = [root]
+    while left:
+        for folder, inner, names in os.walk(left.pop(), onerror=_raise_unless_gone):
+            left += [path for path in (Path(folder, name) for name in inner) if not path.is_symlink()]
+            inner.clear()  # os.walk itself would recur
+            yield folder, names
 
 
 def _raise_unless_gone(error: OSError) -> None:

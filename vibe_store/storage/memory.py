@@ -52,13 +52,14 @@ class MemoryStorage(FsspecStorage):
         with _lock:
             return super().read(key, start, end)
 
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         """Store a small object, whole or not at all; see :meth:`StorageBackend.write`.
 
         Raises:
             NotADirectoryError: a part of the key is an object itself.
             IsADirectoryError: other keys begin with this one and ``"/"``.
         """
+        del durable  # every change is, as far as this storage goes
         path = self._path(key)
         names = key.split("/")
         with _lock:
@@ -71,8 +72,9 @@ class MemoryStorage(FsspecStorage):
                 raise IsADirectoryError(errno.EISDIR, message)
             super().write(key, data, overwrite=overwrite)
 
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         """Store a local file, whole or not at all; see :meth:`StorageBackend.put`."""
+        del durable  # every change is, as far as this storage goes
         self.write(key, source.read_bytes())
         if move:
             source.unlink()
@@ -82,8 +84,9 @@ class MemoryStorage(FsspecStorage):
         with _lock:
             super().get(key, target)
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         """Remove exactly these objects; see :meth:`StorageBackend.delete`."""
+        del durable  # every change is, as far as this storage goes
         with _lock:
             super().delete(keys)
 

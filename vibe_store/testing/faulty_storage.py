@@ -102,28 +102,31 @@ class FaultyStorage(StorageBackend):
         with self._reading("get", key):
             self.inner.get(key, target)
 
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         def store(part: bytes) -> None:
-            self.inner.write(key, part, overwrite=overwrite)
+            self.inner.write(key, part, overwrite=overwrite, durable=durable)
 
         self._change("write", (key,), lambda: store(data), lambda: store(data[: len(data) // 2]))
 
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         def half() -> None:
             with tempfile.NamedTemporaryFile(prefix="vibe_store-") as part:
                 part.write(source.read_bytes()[: source.stat().st_size // 2])
                 part.flush()
                 self.inner.put(Path(part.name), key)
 
-        self._change("put", (key,), lambda: self.inner.put(source, key, move=move), half)
+        def whole() -> None:
+            self.inner.put(source, key, move=move, durable=durable)
 
-    def delete(self, keys: Iterable[str]) -> None:
+        self._change("put", (key,), whole, half)
+
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         doomed = tuple(keys)
         self._change(
             "delete",
             doomed,
-            lambda: self.inner.delete(doomed),
-            lambda: self.inner.delete(doomed[: len(doomed) // 2]),
+            lambda: self.inner.delete(doomed, durable=durable),
+            lambda: self.inner.delete(doomed[: len(doomed) // 2], durable=durable),
         )
 
     def sweep(self) -> None:
