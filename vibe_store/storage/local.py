@@ -66,6 +66,7 @@ class LocalStorage(StorageBackend):
             )
         self._root = _path_of(check_url(url))
         self.url = str(self._root)
+        self._known_root: Path | None = None
         # What was changed and may not be on the disk yet, in order; as a dict, since sets have none.
         self._loose: dict[Path, None] = {}
         self._loose_lock = threading.Lock()
@@ -182,7 +183,8 @@ class LocalStorage(StorageBackend):
 
     def _real_root(self) -> Path:
         """The root without symbolic links, which need not exist, but is no file."""
-        root = Path(os.path.realpath(self._root))
+        # Found out once: a root that somebody makes a link later leads out of the one that it was.
+        root = self._known_root or Path(os.path.realpath(self._root))
         try:
             is_folder = stat.S_ISDIR(root.stat().st_mode)
         except FileNotFoundError:
@@ -193,6 +195,7 @@ class LocalStorage(StorageBackend):
             raise NotADirectoryError(
                 errno.ENOTDIR, f"The root {self.url!r} is, or lies below, a file. Choose a folder instead"
             )
+        self._known_root = root
         return root
 
     def _resolve(self, key: str) -> Path:
