@@ -35,6 +35,7 @@ from vibe_store.errors import (
     VibeStoreWarning,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["Registry", "default_registry", "get_retention", "get_serializer", "open_storage"]
 
@@ -338,7 +339,7 @@ def _url_text(url: object) -> str:
 
 
 def _without_credentials(text: str) -> str:
-    return re.sub(r"(:/+)[^/@]+@", r"\1***@", text)
+    return re.sub(r"(:/+)[^/@]+@", r"\1***@", without_credentials(text))
 
 
 def _fsspec_protocols() -> list[str]:

@@ -17,6 +17,7 @@ from vibe_store.checkpoint.layout import StepFolder, check_step, read_best, step
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.errors import InvalidValueError, VibeStoreWarning
 from vibe_store.registry import open_storage
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["RunDir"]
 
@@ -49,8 +50,9 @@ class RunDir:
             )
         if "://" in os.fspath(base_dir):
             raise InvalidValueError(
-                f"base_dir is {os.fspath(base_dir)!r}, and a run's folder is on a local disk. Give a local "
-                "base_dir; checkpoints alone can go elsewhere, by the directory of the CheckpointManager."
+                f"base_dir is {without_credentials(os.fspath(base_dir))!r}, and a run's folder is on a local "
+                "disk. Give a local base_dir; checkpoints alone can go elsewhere, by the directory of the "
+                "CheckpointManager."
             )
         base = Path(base_dir).expanduser().absolute()
         self.path = base / _check_name(run_id) if run_id is not None else _new_folder(base, _check_name(name))

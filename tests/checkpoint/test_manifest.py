@@ -53,12 +53,12 @@ _items = st.builds(
 )
 _manifests = st.builds(
     Manifest,
-    step=st.none() | st.integers(0, 10**30),
+    step=st.none() | st.integers(0, 10**18 - 1),
     attempt=st.text(),
     created=st.datetimes(timezones=st.just(UTC)),
     versions=st.dictionaries(_names, st.text()),
     items=st.dictionaries(_names, _items, min_size=1),
-    metadata=st.none() | _files,
+    metadata=st.none() | st.builds(StoredFile, _names, st.integers(0, 2**20), st.just(_CHECKSUM)),
     metrics=st.none() | st.dictionaries(st.text(), st.floats(allow_nan=False)),
 )
 

@@ -19,7 +19,7 @@ import xxhash
 
 from vibe_store.checkpoint import pending
 from vibe_store.checkpoint.layout import MANIFEST, METADATA, PINNED, attempt_key, folder_of
-from vibe_store.checkpoint.manifest import ItemRecord, Manifest, StoredFile, decode, encode
+from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, ItemRecord, Manifest, StoredFile, decode, encode
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, StepAlreadyExistsError
 from vibe_store.interfaces import CheckpointInfo, PyTree, SavedItem, Serializer, StorageBackend
 
@@ -68,7 +68,7 @@ def write_checkpoint(
         new_keys = {f"{folder}{key}" for key in keys.values()}
         try:
             for name, key in keys.items():
-                storage.put(staging / name, f"{folder}{key}", move=True)
+                storage.put(staging / name, f"{folder}{key}", move=True, durable=False)
             replaced = _keys_of(folder, _existing(storage, step, replace=True)) if replace else old_keys
             if replaced != old_keys:  # another writer was faster, and its files are the old ones now
                 old_keys = replaced
@@ -91,9 +91,9 @@ def delete_steps(storage: StorageBackend, doomed: Mapping[int, Manifest]) -> Non
         for key in (*(file.key for file in manifest.files), PINNED)
     }
     with pending.live_attempt() as attempt:
-        pending.declare(storage, attempt, files)
-        storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed])
-        storage.delete(sorted(files))
+        pending.declare_deletion(storage, attempt, files)
+        storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed], durable=False)
+        storage.delete(sorted(files), durable=False)
         pending.settle(storage, attempt)
 
 
@@ -108,7 +108,7 @@ def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
     key = f"{folder_of(step)}{MANIFEST}"
     where = f"{storage.url}/{key}"
     try:
-        data = storage.read(key)
+        data = storage.read(key, 0, MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         what = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointNotFoundError(f"There is no {what} in {storage.url}.") from None
@@ -179,7 +179,7 @@ def _create_manifest(storage: StorageBackend, manifest: Manifest, *, replace: bo
 def _clear(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
     """Remove what a commit has replaced; a failure is no failure of the save, which is committed."""
     try:
-        storage.delete(sorted(keys))
+        storage.delete(sorted(keys), durable=False)
         pending.settle(storage, attempt)
     except Exception as error:  # noqa: BLE001 - whatever it is, the next writer sweeps what stays
         _log.warning("What the attempt %s replaced in %s stays for now: %s", attempt, storage.url, error)

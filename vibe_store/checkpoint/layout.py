@@ -16,6 +16,7 @@ from vibe_store.interfaces import Blob, StorageBackend
 __all__ = [
     "BEST",
     "MANIFEST",
+    "MAX_STEP",
     "METADATA",
     "OWN",
     "PINNED",
@@ -26,6 +27,7 @@ __all__ = [
     "check_step",
     "folder_of",
     "is_set_aside",
+    "is_step_folder",
     "new_attempt",
     "read_best",
     "split_step_folder",
@@ -42,10 +44,14 @@ BEST = "best"
 OWN = ".vibe_store"
 """The folder for what is ours but no checkpoint: the writer's lock, staged files, pending attempts."""
 
+MAX_STEP = 10**18 - 1
+"""The highest step. A folder with a longer number in its name is none of a step."""
+
 _UNFINISHED_BEST = ".best-"
 _SURELY_DEAD_SECS = 60.0
 _ASIDE = re.compile(r"manifest\.damaged-[^/]+\.json")
-_STEP = re.compile(r"step_(0|[1-9][0-9]*)")
+_STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
+_LONGEST_POINTER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,19 @@ def check_step(step: object) -> int:
     number = int(step.__index__())
     if number < 0:
         raise InvalidValueError(f"A step is 0 or more; got {number}.")
+    if number > MAX_STEP:
+        raise InvalidValueError(f"A step is at most {MAX_STEP}; got a number of {number.bit_length()} bits.")
     return number
 
 
 def folder_of(step: int | None) -> str:
     """Return the prefix of the keys of one step, ending in "/"; "" for a checkpoint without a step."""
     return "" if step is None else f"step_{step}/"
+
+
+def is_step_folder(name: str) -> bool:
+    """Whether a name is ``step_N``."""
+    return _STEP.fullmatch(name) is not None
 
 
 def split_step_folder(directory: str) -> tuple[str, int] | None:
@@ -156,7 +169,7 @@ def read_best(storage: StorageBackend) -> int | None:
     """
     local = best_link(storage)
     try:
-        name = str(local.readlink()) if local else storage.read(BEST).decode("utf-8", "replace").strip()
+        name = str(local.readlink()) if local else _pointer(storage)
     except FileNotFoundError:
         return None
     except OSError:
@@ -172,6 +185,10 @@ def read_best(storage: StorageBackend) -> int | None:
             "Remove it, or mark another step."
         )
     return int(match[1])
+
+
+def _pointer(storage: StorageBackend) -> str:
+    return storage.read(BEST, 0, _LONGEST_POINTER).decode("utf-8", "replace").strip()
 
 
 def write_best(storage: StorageBackend, step: int) -> None:

@@ -2,6 +2,10 @@
 
 A manifest is JSON whose first line holds the xxh3-128 of everything after that line, so that a changed byte
 anywhere in it is noticed; every later format keeps that line.
+
+The checksum finds damage, not malice: whoever can write a manifest can compute it. So nothing in a manifest
+is believed that could lead a reader out of its folder, or to what is no file of this checkpoint, and no
+number that storages, NumPy or calendars don't have.
 """
 
 import json
@@ -14,12 +18,24 @@ from typing import Any
 
 import xxhash
 
-from vibe_store.errors import CorruptCheckpointError, NewerFormatError
+from vibe_store.checkpoint.layout import BEST, MANIFEST, MAX_STEP, OWN, PINNED, is_step_folder
+from vibe_store.errors import CorruptCheckpointError, InvalidValueError, NewerFormatError
 from vibe_store.interfaces import FileEntry, Leaf
-from vibe_store.serializers.rows import table_from_json, table_to_json
+from vibe_store.serializers.rows import MAX_JSON_BYTES, brief, strict_json, table_from_json, table_to_json
 from vibe_store.storage.keys import is_key
 
-__all__ = ["FORMAT", "ITEM_NAME", "ItemRecord", "Manifest", "StoredFile", "decode", "encode", "strict_json"]
+__all__ = [
+    "FORMAT",
+    "ITEM_NAME",
+    "MAX_JSON_BYTES",
+    "ItemRecord",
+    "Manifest",
+    "StoredFile",
+    "decode",
+    "encode",
+    "is_file_key",
+    "strict_json",
+]
 
 FORMAT = 1
 """The newest format that this version reads, and the one that it writes."""
@@ -27,10 +43,14 @@ FORMAT = 1
 ITEM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 """What an item may be called: the name becomes part of file names."""
 
-_MAX_BYTES = 256 * 1024 * 1024
 _FIRST_LINE = re.compile(rb'\{"checksum": "[0-9a-f]{32}",\n')
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
+_PROVIDER = re.compile(r"[\w.+-]{1,100}")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_MAX_SIZE = 2**63 - 1
+_MAX_KEY_BYTES = 1024
+_MAX_NAME_BYTES = 255
+_RESERVED = frozenset({MANIFEST, BEST, PINNED, OWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +118,11 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the bytes of ``manifest.json``."""
+    """Return the bytes of ``manifest.json``.
+
+    Raises:
+        InvalidValueError: they would be more than are ever read.
+    """
     fields: dict[str, Any] = {
         "format": manifest.format,
         "step": manifest.step,
@@ -118,7 +142,18 @@ def encode(manifest: Manifest) -> bytes:
     }
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
     body = f"{lines}}}\n".encode()
-    return _first_line(body) + body
+    data = _first_line(body) + body
+    if manifest.metadata is not None and manifest.metadata.size > MAX_JSON_BYTES:
+        raise InvalidValueError(
+            f"The metadata would have {manifest.metadata.size} bytes as JSON, and at most {MAX_JSON_BYTES} "
+            "are read. Store large data as arrays of an item."
+        )
+    if len(data) > MAX_JSON_BYTES:
+        raise InvalidValueError(
+            f"The manifest of this checkpoint would have {len(data)} bytes, and at most {MAX_JSON_BYTES} are "
+            "read. Strings and bytes are kept in it, so store large ones as arrays of numpy.uint8."
+        )
+    return data
 
 
 def decode(data: bytes, *, where: str) -> Manifest:
@@ -128,9 +163,9 @@ def decode(data: bytes, *, where: str) -> Manifest:
         CorruptCheckpointError: a byte is not what was written, or a value is none that we would write.
         NewerFormatError: a newer version of this package wrote it.
     """
-    if len(data) > _MAX_BYTES:
+    if len(data) > MAX_JSON_BYTES:
         raise CorruptCheckpointError(
-            f"The manifest {where} has {len(data)} bytes; more than {_MAX_BYTES} are never written."
+            f"The manifest {where} has more than {MAX_JSON_BYTES} bytes, and such are never written."
         )
     first = _FIRST_LINE.match(data)
     if first is None:
@@ -140,30 +175,28 @@ def decode(data: bytes, *, where: str) -> Manifest:
         raise CorruptCheckpointError(f"The manifest {where} does not match its own checksum; it is damaged.")
     try:
         fields = strict_json(b"{" + body)
-        _check_format(fields["format"], where)
+        _check_format(_field(fields, "format"), where)
         return _from_json(fields)
     except NewerFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CorruptCheckpointError(f"The manifest {where} cannot be understood: {error}.") from error
+    except ValueError as error:
+        text = str(error).removesuffix(".")
+        raise CorruptCheckpointError(f"The manifest {where} cannot be understood: {text}.") from error
 
 
-def strict_json(data: bytes) -> Any:
-    """Parse JSON as this package writes it: UTF-8, no key twice, no NaN or Infinity; raise ValueError."""
+def is_file_key(key: object) -> bool:
+    """Whether a key, relative to the folder of a manifest, can be that of a file of its checkpoint.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key occurs twice in one object")
-        return found
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    It stays in that folder, is none that a checkpoint itself is known by, and lies in no step's folder (which
+    would be another step's, seen from a checkpoint without a step).
+    """
+    if not isinstance(key, str) or len(key) > _MAX_KEY_BYTES or not is_key(key):
+        return False
+    names = key.split("/")
+    encoded = [len(name.encode()) for name in names]
+    if sum(encoded) + len(names) > _MAX_KEY_BYTES or max(encoded) > _MAX_NAME_BYTES:
+        return False
+    return names[0] not in _RESERVED and not is_step_folder(names[0])
 
 
 def _check_format(number: Any, where: str) -> None:
@@ -190,55 +223,89 @@ def _file_to_json(file: StoredFile) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Manifest:
-    step = fields["step"]
-    _expect(step is None or (_is_int(step) and step >= 0), "step", step)
-    created = datetime.fromisoformat(fields["created"])
-    _expect(created.tzinfo is not None, "created", fields["created"])
-    _expect(isinstance(fields["attempt"], str), "attempt", fields["attempt"])
-    items = {_check_item(name): _item_from_json(item) for name, item in fields["items"].items()}
+    step, attempt, metadata, metrics = (
+        _field(fields, name) for name in ("step", "attempt", "metadata", "metrics")
+    )
+    _expect(step is None or (_is_int(step) and 0 <= step <= MAX_STEP), "step", step)
+    _expect(isinstance(attempt, str), "attempt", attempt)
+    items = {_check_item(name): _item_from_json(item) for name, item in _object(fields, "items").items()}
     _expect(bool(items), "items", items)
-    metadata = fields["metadata"]
+    versions = _object(fields, "versions")
+    for version in versions.values():
+        _expect(isinstance(version, str), "version", version)
     return Manifest(
         format=fields["format"],
         step=step,
-        attempt=fields["attempt"],
-        created=created,
-        versions={str(name): str(version) for name, version in fields["versions"].items()},
+        attempt=attempt,
+        created=_time_from_json(_field(fields, "created")),
+        versions=versions,
         items=items,
-        metadata=None if metadata is None else _file_from_json(metadata),
+        metadata=None if metadata is None else _metadata_from_json(metadata),
         metrics=None
-        if fields["metrics"] is None
-        else {name: _number_from_json(value) for name, value in fields["metrics"].items()},
+        if metrics is None
+        else {name: _number_from_json(value) for name, value in _object(fields, "metrics").items()},
     )
 
 
+def _field(fields: object, name: str) -> Any:
+    if not isinstance(fields, dict) or name not in fields:
+        raise ValueError(f"{name} is missing")
+    return fields[name]
+
+
+def _object(fields: object, name: str) -> dict[str, Any]:
+    value = _field(fields, name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {brief(value)}, which is no object")
+    return value
+
+
+def _time_from_json(value: Any) -> datetime:
+    _expect(isinstance(value, str) and len(value) < 64, "created", value)
+    created = datetime.fromisoformat(value)
+    # At the ends of the calendar, other time zones would have no date for it.
+    _expect(created.tzinfo is not None and 1 < created.year < 9999, "created", value)
+    return created
+
+
 def _check_item(name: str) -> str:
-    _expect(ITEM_NAME.fullmatch(name) is not None, "item", name)
+    _expect(len(name) <= _MAX_NAME_BYTES and ITEM_NAME.fullmatch(name) is not None, "item", name)
     return name
 
 
-def _item_from_json(item: dict[str, Any]) -> ItemRecord:
-    _expect(isinstance(item["serializer"], str), "serializer", item["serializer"])
-    files = {_check_key(name): _file_from_json(file) for name, file in item["files"].items()}
-    return ItemRecord(item["serializer"], files, table_from_json(item["leaves"]))
+def _item_from_json(item: Any) -> ItemRecord:
+    serializer = _field(item, "serializer")
+    _expect(
+        isinstance(serializer, str) and _PROVIDER.fullmatch(serializer) is not None, "serializer", serializer
+    )
+    files = {_check_key(name): _file_from_json(file) for name, file in _object(item, "files").items()}
+    return ItemRecord(serializer, files, table_from_json(_field(item, "leaves")))
 
 
-def _file_from_json(file: dict[str, Any]) -> StoredFile:
-    size, checksum = file["size"], file["xxh3_128"]
-    _expect(_is_int(size) and size >= 0, "size", size)
+def _file_from_json(file: Any) -> StoredFile:
+    size, checksum = _field(file, "size"), _field(file, "xxh3_128")
+    _expect(_is_int(size) and 0 <= size <= _MAX_SIZE, "size", size)
     _expect(isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum) is not None, "xxh3_128", checksum)
-    return StoredFile(_check_key(file["key"]), size, checksum)
+    return StoredFile(_check_key(_field(file, "key")), size, checksum)
+
+
+def _metadata_from_json(file: Any) -> StoredFile:
+    metadata = _file_from_json(file)
+    _expect(metadata.size <= MAX_JSON_BYTES, "the size of the metadata", metadata.size)
+    return metadata
 
 
 def _check_key(key: Any) -> str:
-    _expect(is_key(key), "key", key)
+    _expect(is_file_key(key), "key", key)
     return str(key)
 
 
 def _number_from_json(value: Any) -> float:
     if isinstance(value, str):
+        _expect(value in _NON_FINITE, "metric", value)
         return _NON_FINITE[value]
-    _expect(isinstance(value, int | float) and not isinstance(value, bool), "metric", value)
+    # A float has at most 309 digits before its point.
+    _expect(isinstance(value, float) or (_is_int(value) and value.bit_length() < 1024), "metric", value)
     return float(value)
 
 
@@ -248,4 +315,4 @@ def _is_int(value: Any) -> bool:
 
 def _expect(holds: bool, name: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value!r}")
+        raise ValueError(f"{name} is {brief(value)}")

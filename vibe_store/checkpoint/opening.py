@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vibe_store.checkpoint.layout import check_step, split_step_folder
+from vibe_store.checkpoint.layout import BEST, check_step, is_step_folder, split_step_folder
+from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
 
@@ -33,7 +34,19 @@ def locate(
         return open_directory(directory, options), check_step(step)
     if not isinstance(directory, StorageBackend):
         link = Path(directory).expanduser()
-        split = split_step_folder(os.path.realpath(link) if link.is_symlink() else os.fspath(directory))
+        split = split_step_folder(_target(link) if link.is_symlink() else os.fspath(directory))
         if split is not None:
             directory, step = split
     return open_directory(directory, options), step
+
+
+def _target(link: Path) -> str:
+    """Return where a link of the user's leads; `best`, which comes with its directory, stays in it."""
+    if link.name != BEST:
+        return os.path.realpath(link)
+    target = link.readlink()
+    if not is_step_folder(os.fspath(target)):
+        raise InvalidValueError(
+            f"{link} points to '{target}', which is no step_N beside it. Remove it, or mark another step."
+        )
+    return os.fspath(link.parent / target)

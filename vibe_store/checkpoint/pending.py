@@ -5,6 +5,7 @@ may leave behind. When it is done it removes the list. Whatever a list names and
 however far the attempt got; a reader never sees it, and the next writer removes it.
 """
 
+import errno
 import json
 import logging
 import os
@@ -13,22 +14,27 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from vibe_store.checkpoint.layout import (
+    BEST,
     MANIFEST,
     OWN,
+    PINNED,
     folder_of,
     is_set_aside,
     new_attempt,
     split_step_folder,
 )
-from vibe_store.checkpoint.manifest import decode, strict_json
+from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, decode, strict_json
 from vibe_store.interfaces import Blob, StorageBackend
+from vibe_store.serializers.rows import brief
+from vibe_store.storage.keys import is_key
 
-__all__ = ["declare", "live_attempt", "pending_keys", "settle", "staging_key", "sweep"]
+__all__ = ["declare", "declare_deletion", "live_attempt", "pending_keys", "settle", "staging_key", "sweep"]
 
 _log = logging.getLogger("vibe_store")
-_PENDING = f"{OWN}/pending/"
+_PENDING = f"{OWN}/pending-"
 _STAGING = f"{OWN}/staging"
 
 _alive: set[str] = set()
@@ -51,12 +57,26 @@ def live_attempt() -> Iterator[str]:
 def declare(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
     """Store which keys this attempt may leave behind, before it touches any."""
     record = {"attempt": attempt, "keys": sorted(keys)}
-    storage.write(f"{_PENDING}{attempt}.json", json.dumps(record).encode())
+    storage.write(f"{_PENDING}{attempt}.json", json.dumps(record).encode(), durable=False)
+
+
+def declare_deletion(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
+    """Do the same before a deletion, which a full disk must not prevent: it may be what makes room there."""
+    try:
+        declare(storage, attempt, keys)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _log.warning(
+            "%s is full, so what is deleted there could not be listed first: if this process dies on the "
+            "way, files of no checkpoint stay in the folders of those steps.",
+            storage.url,
+        )
 
 
 def settle(storage: StorageBackend, attempt: str) -> None:
     """Remove the list of an attempt that left nothing behind."""
-    storage.delete([f"{_PENDING}{attempt}.json"])
+    storage.delete([f"{_PENDING}{attempt}.json"], durable=False)
 
 
 def staging_key(attempt: str) -> str:
@@ -71,7 +91,7 @@ def pending_keys(storage: StorageBackend, *, apart_from: str | None = None) -> f
         if _attempt(blob) == apart_from:
             continue
         try:
-            keys.update(_keys(storage.read(blob.key)))
+            keys.update(_keys(storage.read(blob.key, 0, MAX_JSON_BYTES + 1)))
         except FileNotFoundError:
             continue  # settled meanwhile
         except ValueError as error:
@@ -93,7 +113,7 @@ def sweep(storage: StorageBackend, *, older_than: float) -> None:
         if _is_alive(attempt) or (older_than > 0 and time.time() - blob.modified < older_than):
             continue
         try:
-            keys = _keys(storage.read(blob.key))
+            keys = _keys(storage.read(blob.key, 0, MAX_JSON_BYTES + 1))
             garbage = keys - _in_use(storage, keys) - pending_keys(storage, apart_from=attempt)
             storage.delete(sorted(garbage))
             storage.delete([blob.key])
@@ -101,19 +121,39 @@ def sweep(storage: StorageBackend, *, older_than: float) -> None:
             _log.warning("What the attempt %s left in %s stays for now: %s", attempt, storage.url, error)
             continue
         _log.info("Swept %d objects that the attempt %s left in %s.", len(garbage), attempt, storage.url)
-    local = storage.local_path(_STAGING)
-    if local is not None and local.is_dir():
-        for folder in local.iterdir():
-            if not _is_alive(folder.name):
-                shutil.rmtree(folder)
+    root = storage.local_path("")
+    if root is not None:
+        _sweep_staging(Path(os.path.realpath(root), _STAGING))
+
+
+def _sweep_staging(staging: Path) -> None:
+    if not staging.is_dir() or Path(os.path.realpath(staging)) != staging:
+        return  # what a symbolic link leads to was staged by nobody
+    for path in staging.iterdir():
+        if _is_alive(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _keys(data: bytes) -> frozenset[str]:
     record = strict_json(data)
     keys = record.get("keys") if isinstance(record, dict) else None
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"the list of a pending attempt reads {record!r}")
+        raise ValueError("it holds no list of keys")
+    for key in keys:
+        if not _may_be_left(key):
+            raise ValueError(f"it names {brief(key)}, which no attempt can have left")
     return frozenset(keys)
+
+
+def _may_be_left(key: str) -> bool:
+    """Whether an attempt can have left an object of this key: none of ours, and no manifest."""
+    first, _, rest = key.partition("/")
+    is_manifest = MANIFEST in (key, rest if split_step_folder(first) else None)
+    return is_key(key) and first not in (OWN, BEST) and not is_manifest
 
 
 def _in_use(storage: StorageBackend, keys: Iterable[str]) -> frozenset[str]:
@@ -124,11 +164,11 @@ def _in_use(storage: StorageBackend, keys: Iterable[str]) -> frozenset[str]:
         if is_set_aside(storage, folder):
             named.update(key for key in keys if _folder(key) == folder)
         try:
-            data = storage.read(f"{folder}{MANIFEST}")
+            data = storage.read(f"{folder}{MANIFEST}", 0, MAX_JSON_BYTES + 1)
         except FileNotFoundError:
             continue
         manifest = decode(data, where=f"{storage.url}/{folder}{MANIFEST}")
-        named.update(f"{folder}{key}" for key in (MANIFEST, *(file.key for file in manifest.files)))
+        named.update(f"{folder}{key}" for key in (MANIFEST, PINNED, *(file.key for file in manifest.files)))
     return frozenset(named)
 
 

@@ -85,8 +85,11 @@ def load_metadata_of(storage: StorageBackend, step: int | None) -> dict[str, Any
     with ExitStack() as stack:
         with open_file(storage, folder_of(step), manifest.metadata, stack, verify="full") as stream:
             data = stream.read()
-        metadata: dict[str, Any] = strict_json(data)
-        return metadata
+        metadata = strict_json(data)
+    if not isinstance(metadata, dict):
+        where = f"{storage.url}/{folder_of(step)}{manifest.metadata.key}"
+        raise CorruptCheckpointError(f"The metadata in {where} is no JSON object.")
+    return metadata
 
 
 def _load_item(

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import xxhash
 
 from vibe_store.checkpoint.manifest import ItemRecord, StoredFile
-from vibe_store.errors import CorruptCheckpointError
+from vibe_store.errors import CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, Source, StorageBackend, Verify
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify
     Raises:
         CorruptCheckpointError: it is missing, or not what was written.
     """
-    if verify == "full" or storage.local_path(file.key) is not None:
+    if verify == "full" or storage.local_path("") is not None:
         with ExitStack() as stack, open_file(storage, folder, file, stack, verify=verify) as stream:
             if verify == "full":
                 _read_to_the_end(stream, file.size)
@@ -86,10 +87,10 @@ class StoredSource(Source):
 
     def read_part(self, name: str, start: int, buffer: memoryview, checksum: str) -> None:
         file = self._file(name)
-        local = self._storage.local_path(self._key(file))
-        if local is None:
+        if self._storage.local_path("") is None:
             count = self._fetch_part(file, start, buffer)
         else:
+            local = _local(self._storage, self._key(file), self._stack)
             with _open_local(local, file, self._where(file), self._verify) as raw:
                 raw.seek(start)
                 count = _fill(raw, buffer)
@@ -169,13 +170,17 @@ class _VerifyingReader(io.RawIOBase):
 @contextmanager
 def _open_local(local: Path, file: StoredFile, where: str, verify: Verify) -> Iterator[io.FileIO]:
     try:
-        raw = local.open("rb", buffering=0)
+        # A pipe is opened without waiting for somebody to write into it.
+        raw = io.FileIO(os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise
         raise _missing(where) from None
     with raw:
-        size = os.fstat(raw.fileno()).st_size
+        status = os.fstat(raw.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _missing(where)
+        size = status.st_size
         if verify != "off" and size != file.size:
             raise _other_size(where, size, file)
         yield raw
@@ -196,7 +201,10 @@ def _read_to_the_end(stream: BinaryIO, size: int) -> None:
 
 def _local(storage: StorageBackend, key: str, stack: ExitStack) -> Path:
     """Return a local file with the bytes of an object, fetched where the storage is not a local disk."""
-    local = storage.local_path(key)
+    try:
+        local = storage.local_path(key)
+    except InvalidValueError as error:  # a link that leads out of the storage
+        raise CorruptCheckpointError(str(error)) from error
     if local is None:
         local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vibe_store-"))) / "object"
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from vibe_store.errors import WriterLockedError
-from vibe_store.storage.files import explained
+from vibe_store.storage.files import explained, in_folder, sync_path
 
 __all__ = ["WriterLease", "acquire_writer_lock"]
 
@@ -91,7 +91,8 @@ def acquire_writer_lock(path: Path, purpose: Purpose) -> WriterLease:
     holder: dict[str, object] = {}
     while True:
         with explained(f"write to '{path.parent.parent}'"), _guard:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # A folder of checkpoints that a crash of the machine could take away would take them along.
+            in_folder(path.parent.parent, lambda: path.parent.mkdir(exist_ok=True), sync_path)
             lease = _try_acquire(path, purpose)
         if lease is not None:
             return lease
@@ -107,7 +108,7 @@ def acquire_writer_lock(path: Path, purpose: Purpose) -> WriterLease:
 
 
 def _try_acquire(path: Path, purpose: Purpose) -> WriterLease | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     status = os.fstat(descriptor)
     identity = (status.st_dev, status.st_ino)
     if (held := _held.get(identity)) is not None:
@@ -145,8 +146,11 @@ def _sign(descriptor: int, purpose: Purpose) -> None:
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "purpose": purpose}
     data = json.dumps(holder).encode()
-    os.pwrite(descriptor, data, 0)
-    os.ftruncate(descriptor, len(data))
+    try:
+        os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
+    except OSError as error:  # the disk may be full; the lock holds all the same
+        _log.warning("The lock file cannot say that process %d holds it: %s", os.getpid(), error)
 
 
 def _holder(path: Path) -> dict[str, object]:

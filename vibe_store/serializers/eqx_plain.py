@@ -1,24 +1,46 @@
-"""Reads files that plain Equinox wrote: npy records without a table, taken in the order of the template."""
+"""Reads files that plain Equinox wrote: npy records without a table, taken in the order of the template.
+
+The headers of npy records are Python source, which NumPy has Python's own compiler parse. Here they are
+matched against the one form that NumPy writes, and all of them against the template before any data is read.
+"""
 
 import io
 import math
+import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vibe_store.errors import CorruptCheckpointError, UnverifiedCheckpointWarning
 from vibe_store.interfaces import Leaf, PyTree
-from vibe_store.serializers.host import HostValue, rebuild, table_values
-from vibe_store.serializers.rows import SCALAR_DTYPES, STORED_KINDS
+from vibe_store.serializers.host import rebuild, table_values
+from vibe_store.serializers.rows import SCALAR_DTYPES, STORED_KINDS, brief
 from vibe_store.serializers.tree import Flat, NDArray, compare, dtype_name, dtype_named, mismatch, show_path
 
 __all__ = ["load_plain"]
 
-_READ_HEADER = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
+"""How many bytes the length of the header takes, by version of the npy format."""
+
+_LONGEST_HEADER = 10_000
+_HEADER = re.compile(
+    r"""\{'descr':\ '(?P<dtype>[<>|][biufcmMSUV][0-9]{0,9}(?:\[[0-9]{0,9}[A-Za-z]{1,2}\])?)',
+    \ 'fortran_order':\ (?P<fortran>True|False),
+    \ 'shape':\ \((?P<shape>|[0-9]{1,19},|[0-9]{1,19}(?:,\ [0-9]{1,19}){1,63})\),?\ *\}\ *\n""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Where a record's data is, and what its header says that it is."""
+
+    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
 
 
 def load_plain(file: io.BufferedIOBase, size: int, like: Flat, name: str) -> PyTree:
@@ -41,15 +63,14 @@ def load_plain(file: io.BufferedIOBase, size: int, like: Flat, name: str) -> PyT
     wanted = [row for row in like.rows if row.kind in STORED_KINDS]
     if size == 0 and wanted:
         raise CorruptCheckpointError(f"{name} is empty.")
-    values = table_values(like.rows)
-    found: list[Leaf] = []
+    records: list[_Record] = []
     for index, row in enumerate(wanted):
         if file.tell() == size:
             missing = [(later.path, f"the file ends before it ({size} bytes)") for later in wanted[index:]]
             raise mismatch(missing, f"file {name}")
-        values[row.path], saved = _read(file, size, row, name)
-        found.append(saved)
+        records.append(_read_header(file, size, row, name))
     others = [row for row in like.rows if row.kind not in STORED_KINDS]
+    found = [_described(row, record) for row, record in zip(wanted, records, strict=True)]
     compare([*found, *others], like, what=f"file {name}")
     left = size - file.tell()
     if left:
@@ -65,56 +86,78 @@ def load_plain(file: io.BufferedIOBase, size: int, like: Flat, name: str) -> PyT
         UnverifiedCheckpointWarning,
         stacklevel=3,
     )
+    values = table_values(like.rows)
+    for row, record in zip(wanted, records, strict=True):
+        values[row.path] = _read_data(file, record, name)
     return rebuild(like, values)
 
 
-def _read(file: io.BufferedIOBase, size: int, row: Leaf, name: str) -> tuple[HostValue, Leaf]:
-    """Read one record, and describe it as if it had been saved at this row's path."""
+def _read_header(file: io.BufferedIOBase, size: int, row: Leaf, name: str) -> _Record:
+    """Read the header of one record, and skip its data."""
     start = file.tell()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about ways to write a dtype that no version of Equinox used
-            shape, fortran, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
-    except OSError:
-        raise
-    except (
-        Exception
-    ) as error:  # what NumPy's parser raises for damaged text is whatever Python's parser raises
+    place = f"at byte {start}, where the leaf {show_path(row.path)} should be"
+    prefix = np.lib.format.MAGIC_PREFIX
+    magic = file.read(len(prefix) + 2)
+    width = _LENGTH_BYTES.get((magic[-2], magic[-1]), 0) if len(magic) == len(prefix) + 2 else 0
+    if not magic.startswith(prefix) or not width:
         raise CorruptCheckpointError(
-            f"{name} is damaged, or no Equinox file: at byte {start}, where the leaf {show_path(row.path)} "
-            f"should be, there is no array ({error})."
-        ) from error
-    composed = dtype.names is not None or dtype.subdtype is not None
-    if composed or dtype.hasobject or dtype.itemsize == 0 or min(shape, default=0) < 0:
-        raise CorruptCheckpointError(
-            f"{name} holds a record of dtype {dtype} and shape {shape} where the leaf {show_path(row.path)} "
-            "should be; that cannot be read safely."
+            f"{name} is damaged, or no Equinox file: {place}, there is no array (of npy 1.0 or 2.0)."
         )
-    count = dtype.itemsize * math.prod(shape)
-    left = size - file.tell()
-    if count > left:
+    length = int.from_bytes(file.read(width), "little")
+    text = file.read(min(length, _LONGEST_HEADER)).decode("latin-1")
+    match = _HEADER.fullmatch(text) if len(text) == length else None
+    if match is None:
+        raise CorruptCheckpointError(
+            f"{name} is damaged, or no Equinox file: {place}, there is an array whose header is none that "
+            f"can be read safely: {brief(text)}."
+        )
+    shape = tuple(int(digits) for digits in match["shape"].replace(",", " ").split())
+    dtype = _safe_dtype(match["dtype"])
+    if dtype is None:
+        raise CorruptCheckpointError(
+            f"{name} holds {place}, a record of dtype {match['dtype']} and shape {brief(shape)}; that cannot "
+            "be read safely."
+        )
+    count, data = dtype.itemsize * math.prod(shape), file.tell()
+    if count > size - data:
         raise CorruptCheckpointError(
             f"{name} is damaged or cut short: the leaf {show_path(row.path)} should be {count} bytes from "
-            f"byte {file.tell()} on, and {left} are left."
+            f"byte {data} on, and {size - data} are left."
         )
-    data = np.empty(count, np.uint8)
-    file.readinto(data.data)
-    view = _as_wanted(dtype, row)
-    array: NDArray = data.view(view).reshape(shape[::-1] if fortran else shape)
-    return np.array(array.T if fortran else array, order="C", copy=None), _described(row, view, shape)
+    file.seek(data + count)
+    return _Record(data, _as_wanted(dtype, row), shape, match["fortran"] == "True")
+
+
+def _safe_dtype(text: str) -> np.dtype[Any] | None:
+    """Return the dtype of a header if its elements are bytes that mean nothing but themselves."""
+    try:
+        dtype = np.dtype(text)
+    except (TypeError, ValueError):
+        return None
+    return None if dtype.hasobject or dtype.itemsize == 0 else dtype
+
+
+def _read_data(file: io.BufferedIOBase, record: _Record, name: str) -> NDArray:
+    data = np.empty(record.dtype.itemsize * math.prod(record.shape), np.uint8)
+    file.seek(record.start)
+    if file.readinto(data.data) != len(data):
+        raise CorruptCheckpointError(f"{name} became shorter while it was read.")
+    shape = record.shape[::-1] if record.fortran else record.shape
+    array: NDArray = data.view(record.dtype).reshape(shape)
+    return np.array(array.T if record.fortran else array, order="C", copy=None)
 
 
 def _as_wanted(dtype: np.dtype[Any], row: Leaf) -> np.dtype[Any]:
     """Return the ml_dtype that the template names, where NumPy could only write it as bytes of no type."""
     if dtype.kind == "V" and row.dtype is not None:
         wanted = dtype_named(row.dtype)
-        if dtype_name(dtype) is None and wanted.kind == "V" and wanted.itemsize == dtype.itemsize:
+        if wanted.kind == "V" and wanted.itemsize == dtype.itemsize:
             return wanted
     return dtype
 
 
-def _described(row: Leaf, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Leaf:
+def _described(row: Leaf, record: _Record) -> Leaf:
     """Describe a record as the template's kind of leaf where it may be one: the file itself does not say."""
-    name = dtype_name(dtype) or str(dtype)
-    scalar = row.kind in SCALAR_DTYPES and name in SCALAR_DTYPES[row.kind] and shape == ()
-    return Leaf(row.path, row.kind if scalar else "numpy", name, shape)
+    name = dtype_name(record.dtype) or str(record.dtype)
+    scalar = row.kind in SCALAR_DTYPES and name in SCALAR_DTYPES[row.kind] and record.shape == ()
+    return Leaf(row.path, row.kind if scalar else "numpy", name, record.shape)

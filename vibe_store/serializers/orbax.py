@@ -26,6 +26,7 @@ from vibe_store.serializers.orbax_tree import (
     to_orbax,
 )
 from vibe_store.serializers.places import nest
+from vibe_store.serializers.rows import brief
 from vibe_store.serializers.tree import (
     HostCopy,
     NDArray,
@@ -249,7 +250,7 @@ def _read(folder: Path, item: str, rows: Sequence[Leaf], wanted: Sequence[Leaf])
     except MemoryError:
         raise
     except Exception as error:  # where files are verified: they are not what Orbax can read
-        raise CorruptCheckpointError(f"Orbax cannot read the item {item!r}: {error}") from error
+        raise CorruptCheckpointError(f"Orbax cannot read the item {item!r}: {brief(str(error))}") from error
 
 
 def _template(row: Leaf) -> NDArray:

@@ -1,7 +1,6 @@
 """Objects on any filesystem that fsspec knows, as safely as that filesystem allows."""
 
 import errno
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from vibe_store.storage.keys import (
     check_url,
     is_key,
 )
+from vibe_store.storage.redaction import redact, secrets_of, without_credentials
 
 __all__ = ["FsspecStorage"]
 
@@ -34,8 +34,6 @@ _CREATE_CONDITIONALLY = frozenset({"abfs", "abfss", "az", "gcs", "gs", "s3", "s3
 _MODIFIED = ("mtime", "LastModified", "last_modified", "modified", "updated")
 _under_way: set[str] = set()
 """The hidden names under which this process is uploading, which a sweep must spare."""
-
-_PASSWORD = re.compile(r"://(?P<user>[^/:@]*):[^/]*@")
 
 
 class FsspecStorage(StorageBackend):
@@ -48,7 +46,8 @@ class FsspecStorage(StorageBackend):
 
     Args:
         url: as fsspec takes it, chained URLs included.
-        storage_options: the options of the filesystem. They are shown nowhere.
+        storage_options: the options of the filesystem. They are shown nowhere, nor are the credentials in the
+            URL; what the filesystem raises has ``***`` in their place.
 
     Attributes:
         fs: the filesystem.
@@ -65,13 +64,17 @@ class FsspecStorage(StorageBackend):
 
     def __init__(self, url: str, **storage_options: Any) -> None:
         check_url(url)
-        self.url = _PASSWORD.sub(r"://\g<user>@", url)
+        self.url = without_credentials(url)
+        self._secrets = secrets_of(url, storage_options)
         try:
             self.fs, root = url_to_fs(url, **storage_options)
-        except ImportError as error:
-            raise MissingDependencyError(f"{self.url!r} cannot be opened: {error}") from error
-        except ValueError as error:
-            raise InvalidValueError(f"{self.url!r} cannot be opened: {error}") from error
+        except Exception as error:
+            redact(error, self._secrets)
+            if isinstance(error, ImportError):
+                raise MissingDependencyError(f"{self.url!r} cannot be opened: {error}") from error
+            if isinstance(error, ValueError):
+                raise InvalidValueError(f"{self.url!r} cannot be opened: {error}") from error
+            raise
         self._root = root.rstrip("/")
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.creates_conditionally = bool(protocols & _CREATE_CONDITIONALLY)
@@ -108,12 +111,13 @@ class FsspecStorage(StorageBackend):
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise self._missing(key) from error
 
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         """Store a small object; see :meth:`StorageBackend.write`.
 
         Of several writers that create one key at the same moment, more than one may succeed unless
         ``creates_conditionally``.
         """
+        del durable  # every change is, as far as this storage goes
         path = self._path(key)
         with self._about("writing", key):
             if overwrite:
@@ -129,8 +133,9 @@ class FsspecStorage(StorageBackend):
                     raise self._exists(key)
                 self._publish(path, lambda place: self.fs.pipe_file(place, data))
 
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         """Store a local file of any size; see :meth:`StorageBackend.put`."""
+        del durable  # every change is, as far as this storage goes
         path = self._path(key)
         with self._about("writing", key):
             if not source.is_file():
@@ -154,8 +159,9 @@ class FsspecStorage(StorageBackend):
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         """Remove exactly these objects; see :meth:`StorageBackend.delete`. Every key is checked first."""
+        del durable  # every change is, as far as this storage goes
         for key in check_keys(keys):
             path = self._path(key)
             with self._about("removing", key):
@@ -289,10 +295,11 @@ class FsspecStorage(StorageBackend):
 
     @contextmanager
     def _about(self, doing: str, key: str) -> Iterator[None]:
-        """Note on an error of the filesystem what it was about, unless the error says so itself."""
+        """Note on an error of the filesystem what it was about, unless it says so itself; hide secrets."""
         try:
             yield
         except Exception as error:
+            redact(error, self._secrets)
             if self.url not in str(error):
                 error.add_note(f"This happened while {doing} {key!r} in {self.url!r}.")
             raise

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from vibe_store.errors import InvalidValueError
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = [
     "TEMPORARY_PREFIX",
@@ -99,14 +100,16 @@ def check_url(url: str) -> str:
             f"The root of a storage must be a str, but {url!r} is a {type(url).__name__}."
         )
     if not url.strip() or _problem_of_text(url.replace("\\", "/")):
-        raise InvalidValueError(f"The root of a storage must be a path or a URL, but it is {url!r}.")
+        raise InvalidValueError(
+            f"The root of a storage must be a path or a URL, but it is {without_credentials(url)!r}."
+        )
     collapsed = _COLLAPSED_URL.fullmatch(url)
     if collapsed:
-        scheme, rest = collapsed["scheme"], collapsed["rest"] or ""
-        slashes = ":///" if scheme == "file" else "://"
+        shown, slash = without_credentials(url), "//" if collapsed["scheme"] == "file" else "/"
+        whole = shown.replace(":/", f":/{slash}", 1)
         raise InvalidValueError(
-            f"{url!r} is a URL that lost a slash, as happens when a URL is made a pathlib.Path. "
-            f"Pass it as a str: '{scheme}{slashes}{rest}'. (A folder of that name is './{url}'.)"
+            f"{shown!r} is a URL that lost a slash, as happens when a URL is made a pathlib.Path. "
+            f"Pass it as a str: {whole!r}. (A folder of that name is './{shown}'.)"
         )
     return url
 
