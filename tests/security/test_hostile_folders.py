@@ -21,11 +21,13 @@ from vibe_store.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
+from vibe_store.checkpoint.looking import verify_checkpoint
 from vibe_store.checkpoint.pending import declare
 from vibe_store.cli import main
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    DamagedCheckpointWarning,
     InvalidValueError,
     VibeStoreError,
 )
@@ -85,6 +87,19 @@ def test_a_link_out_of_the_root_is_not_followed(
                 is_sentence(error)
         assert list_checkpoints(root)[0].status == "committed"
     assert not [path for path in seen.outside(root) if "outside" in path]
+
+
+def test_a_step_behind_a_link_out_of_the_root_is_passed_over_and_named_as_a_fault(
+    tampering: Any, outside: Path, tree: Any
+) -> None:
+    state = tampering.root / "step_5" / "state.eqx"
+    state.unlink()
+    state.symlink_to(outside / "step_5" / "state.eqx")
+    manager = CheckpointManager(tampering.root)
+    with pytest.warns(DamagedCheckpointWarning, match="Step 5 .* leads out"):
+        manager.restore(None, tree)
+    (fault,) = verify_checkpoint(tampering.root)
+    assert (fault.step, fault.file) == (5, "step_5/state.eqx")
 
 
 @pytest.mark.parametrize(
