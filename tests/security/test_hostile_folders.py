@@ -21,7 +21,6 @@ from vibe_store.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from vibe_store.checkpoint.looking import verify_checkpoint
 from vibe_store.checkpoint.pending import declare
 from vibe_store.cli import main
 from vibe_store.errors import (
