@@ -172,3 +172,11 @@ def test_hand_written_checkpoints_are_neither_counted_nor_deleted(
         _save(manager, 4)
         assert manager.all_steps() == [4]
     assert (by_hand / "state.eqx").exists()
+
+
+def test_a_step_that_retention_deleted_can_be_saved_again(storage: StorageBackend) -> None:
+    with CheckpointManager(storage, max_to_keep=1, async_timeout_secs=None) as manager:
+        for step in (1, 2, 1):
+            manager.save(step, {"step": step})
+        assert manager.all_steps() == [1, 2]  # the highest, and the one saved last
+        assert manager.restore(1, {"step": 0}) == {"step": 1}

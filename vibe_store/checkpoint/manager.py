@@ -268,10 +268,11 @@ class CheckpointManager(Checkpointer):
     def _has(self, step: int) -> bool:
         """Whether a step is committed, as far as is known; whoever writes it finds out for certain.
 
-        What the save before this one listed is good enough, and spares the training thread a listing.
+        What the save before this one listed is good enough to say no, and spares the training thread a
+        listing. (To say yes it is not: that save may have deleted the step.)
         """
-        if self._infos:
-            return step in self._infos
+        if self._infos and step not in self._infos:
+            return False
         manifest = f"{folder_of(step)}{MANIFEST}"
         return any(blob.key == manifest for blob in self._storage.list(manifest))
 
@@ -336,11 +337,11 @@ class CheckpointManager(Checkpointer):
         manifest is damaged, or of a newer format, is left out with a log line: it is neither ranked nor
         deleted.
         """
-        known, self._infos = self._infos, {}
+        infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
         for folder in step_folders(self._storage, frozenset()):
             if folder.manifest is None:
                 continue
-            manifest, info = known.get(folder.step, (None, None))
+            manifest, info = self._infos.get(folder.step, (None, None))
             if just_written is not None and folder.step == just_written.step:
                 manifest, info = folder.manifest, just_written
             if info is None or manifest != folder.manifest or info.pinned != folder.pinned:
@@ -351,8 +352,9 @@ class CheckpointManager(Checkpointer):
                 except (CorruptCheckpointError, NewerFormatError) as error:
                     _log.warning("Step %d is left alone: %s", folder.step, error)
                     continue
-            self._infos[folder.step] = (folder.manifest, info)
-        return [info for _, info in self._infos.values()]
+            infos[folder.step] = (folder.manifest, info)
+        self._infos = infos
+        return [info for _, info in infos.values()]
 
     def _load(self, step: int, likes: Mapping[str, PyTree], *, partial: bool) -> dict[str, PyTree]:
         return load_items(
