@@ -63,6 +63,8 @@ from vibe_store.storage.local import LocalStorage
 from vibe_store.storage.memory import MemoryStorage
 from vibe_store.testing import Call, Fault, FaultyStorage
 
+pytestmark = pytest.mark.proof
+
 _STEPS_AT_A_TIME = 50
 _BAD = -1
 """What a step holds that does not verify."""
