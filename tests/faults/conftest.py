@@ -56,6 +56,7 @@ def fast_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not os.access(memory, os.W_OK):
         yield tmp_path_factory.mktemp("faults")
         return
+    tmp_path_factory.getbasetemp()  # pytest's own folders outlive this one
     with (
         tempfile.TemporaryDirectory(dir=memory, prefix="vibe_store-tests-") as folder,
         pytest.MonkeyPatch.context() as patch,
