@@ -54,7 +54,7 @@ class Refuses(LocalStorage):
 
 
 class Unfinished(StorageBackend):
-    def delete(self, keys: object) -> None: ...
+    def delete(self, keys: object, *, durable: bool = True) -> None: ...
 
 
 RegistryOf = Callable[..., Registry]

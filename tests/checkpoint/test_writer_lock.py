@@ -222,11 +222,9 @@ def test_a_damaged_list_of_a_pending_attempt_stops_neither_writers_nor_readers(
     tmp_path: Path, scenarios: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, scenarios.tree(1), step=1)
-    pending = tmp_path / ".vibe_store" / "pending"
-    pending.mkdir(exist_ok=True)
     contents = ["", "{}", "[" * 100_000, '{"keys": [5]}', '{"keys": ["../../x"]}', '{"keys": ["\\ud800"]}']
     for number, content in enumerate(contents):
-        (pending / f"{number}.json").write_text(content)
+        (tmp_path / ".vibe_store" / f"pending-{number}.json").write_text(content)
     with CheckpointManager(tmp_path) as manager:
         assert manager.save(2, scenarios.tree(2))
         assert manager.all_steps() == [1, 2]
@@ -239,9 +237,8 @@ def test_what_was_set_aside_is_not_swept_with_what_a_dead_writer_left(
 ) -> None:
     save_checkpoint(tmp_path, scenarios.tree(1), step=1)
     save_checkpoint(tmp_path, scenarios.tree(2), step=2)
-    pending = tmp_path / ".vibe_store" / "pending"
-    pending.mkdir(exist_ok=True)
-    (pending / "20200101T000000-0123456789.json").write_text('{"keys": ["step_2/state.eqx", "step_3/x"]}')
+    pending = tmp_path / ".vibe_store" / "pending-20200101T000000-0123456789.json"
+    pending.write_text('{"keys": ["step_2/state.eqx", "step_3/x"]}')
     (tmp_path / "step_2" / "manifest.json").write_text("{}")
     with pytest.warns(UserWarning, match="Step 2"):
         manager, _ = scenarios.initialize_checkpoint_dir(tmp_path, resume=True)

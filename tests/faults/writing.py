@@ -174,7 +174,7 @@ def stray(root: Path) -> set[str]:
         named |= {f"{folder}manifest.json"}
         named |= {f"{folder}{file.key}" for file in load_manifest(root, step=step).files}
     folders = {str(parent) for name in named for parent in Path(name).parents}
-    empty = {".vibe_store/pending", ".vibe_store/staging"}
+    empty = {".vibe_store/staging"}
     return {str(path.relative_to(root)) for path in root.rglob("*")} - named - folders - empty
 
 

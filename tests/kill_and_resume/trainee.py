@@ -27,19 +27,19 @@ class DyingStorage(LocalStorage):
         super().__init__(url)
         self._left, self._after = die_at_call, after
 
-    def write(self, key: str, data: bytes, *, overwrite: bool = True) -> None:
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         self._about_to()
-        super().write(key, data, overwrite=overwrite)
+        super().write(key, data, overwrite=overwrite, durable=durable)
         self._did()
 
-    def put(self, source: Path, key: str, *, move: bool = False) -> None:
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         self._about_to()
-        super().put(source, key, move=move)
+        super().put(source, key, move=move, durable=durable)
         self._did()
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         self._about_to()
-        super().delete(keys)
+        super().delete(keys, durable=durable)
         self._did()
 
     def _about_to(self) -> None:
