@@ -843,7 +843,7 @@ def _run(make: Callable[[], StorageBackend], rules: int) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=math.ceil(rules / _STEPS_AT_A_TIME * 1.1),
+            max_examples=math.ceil(rules / _STEPS_AT_A_TIME * 1.3),
             stateful_step_count=_STEPS_AT_A_TIME,
             derandomize=not by_hand,
             database=None,
