@@ -228,7 +228,7 @@ def test_a_part_of_a_composition_that_names_an_unknown_step_is_an_error_even_if_
 
 def test_a_policy_that_returns_no_steps_is_an_error() -> None:
     with pytest.raises(InvalidValueError, match="returned None; it has to return the steps to delete"):
-        steps_to_delete([_info(1)], lambda _: None, protected=())  # type: ignore[arg-type]
+        steps_to_delete([_info(1)], lambda _: None, protected=())  # type: ignore[arg-type] # what is refused
 
 
 def test_a_policy_is_shown_as_the_call_that_makes_it() -> None:

@@ -76,7 +76,7 @@ def test_killed_at_any_moment_every_checkpoint_is_whole_and_what_was_committed_s
 ) -> None:
     pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
     seed = random.randrange(10**6)  # noqa: S311 - no secret
-    dice = random.Random(seed)  # noqa: S311
+    dice = random.Random(seed)  # noqa: S311 - moments to kill at, no secret
     root, log = fast_path / "run" / "checkpoints", tmp_path / "said"
     reader = Reader(root, writing)
     unfinished, longest = 0, 0.0

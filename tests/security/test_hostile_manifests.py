@@ -50,7 +50,7 @@ BAD_SHAPES: list[Any] = [
 
 
 def _file(fields: dict[str, Any]) -> dict[str, Any]:
-    return dict.__getitem__(fields["items"]["state"]["files"], "state.eqx")  # type: ignore[no-any-return]
+    return dict.__getitem__(fields["items"]["state"]["files"], "state.eqx")  # type: ignore[no-any-return] # it is JSON
 
 
 def _leaf(fields: dict[str, Any], kind: str = "array") -> dict[str, Any]:

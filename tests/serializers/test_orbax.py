@@ -127,7 +127,7 @@ def test_compression_is_off_until_it_is_asked_for(
 
 def test_compress_is_true_or_false() -> None:
     with pytest.raises(InvalidValueError, match="compress is True or False; got 'zstd'"):
-        OrbaxSerializer(compress="zstd")  # type: ignore[arg-type]
+        OrbaxSerializer(compress="zstd")  # type: ignore[arg-type] # what is refused
 
 
 @pytest.mark.parametrize("item", ["step_3", "metrics", "_CHECKPOINT_METADATA"])

@@ -24,7 +24,7 @@ def check_verify(verify: str) -> Verify:
     """Return a level of verification, or raise."""
     for level in get_args(Verify):
         if verify == level:
-            return level  # type: ignore[no-any-return]
+            return level  # type: ignore[no-any-return] # get_args says Any
     raise InvalidValueError(f'verify is "full" (every size and checksum), "sizes" or "off"; got {verify!r}.')
 
 
