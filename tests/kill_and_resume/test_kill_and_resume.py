@@ -71,15 +71,15 @@ def life(
     environment: Mapping[str, str],
     *,
     total: int = TOTAL,
-    die_at_call: int | None = None,
-    after: bool = False,
+    fault_at_call: int | None = None,
+    fault: str = "before",
 ) -> Iterator[Life]:
     settings = {
         "directory": str(directory),
         "total": total,
         "interval": INTERVAL,
-        "die_at_call": die_at_call,
-        "after": after,
+        "fault_at_call": fault_at_call,
+        "fault": fault,
     }
     process = subprocess.Popen(
         [sys.executable, str(TRAINEE), json.dumps(settings)],
@@ -130,10 +130,10 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(
     lives: list[Life] = []
     # Inside a save, at calls that are each another phase of it (the list of pending keys, the files, the
     # manifest, the deletion of an older step and of its files), and shortly after an observed commit.
-    inside = [(8, False), (13, True), (16, False), (19, True), (22, False)]
+    inside = [(8, "before"), (13, "after"), (16, "before"), (19, "after"), (22, "before")]
     delays = [0.0, 0.003, 0.01, 0.03, 0.1]
-    for (call, after), delay in zip(inside, delays, strict=True):
-        with life(tmp_path, environment, die_at_call=call, after=after) as dying:
+    for (call, fault), delay in zip(inside, delays, strict=True):
+        with life(tmp_path, environment, fault_at_call=call, fault=fault) as dying:
             assert dying.end() == -signal.SIGKILL, dying.lines
         lives.append(dying)
         with life(tmp_path, environment) as killed:
@@ -175,14 +175,16 @@ def test_a_run_stopped_by_sigterm_and_ctrl_c_saves_at_once_and_ends_in_the_same_
     assert final_files(tmp_path) == uninterrupted
 
 
-def test_a_second_signal_ends_a_run_at_once_and_leaves_what_was_committed(
+def test_a_second_signal_ends_a_run_whose_save_hangs_and_leaves_what_was_committed(
     tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
-    with life(tmp_path, environment) as stopped:
-        stopped.hear_until(lambda life: life.reached > 2 * INTERVAL)
-        os.kill(stopped.process.pid, signal.SIGTERM)
-        os.kill(stopped.process.pid, signal.SIGINT)
-        assert stopped.end() in {-signal.SIGTERM, -signal.SIGINT, 143, 130}, stopped.lines
+    with life(tmp_path, environment, fault_at_call=15, fault="hang") as stopped:
+        stopped.hear_until(lambda life: life.lines[-1] == "hanging\n")
+        stopped.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            stopped.process.wait(0.5)
+        stopped.process.send_signal(signal.SIGINT)
+        assert stopped.process.wait(20) == -signal.SIGINT, stopped.lines
     assert committed(tmp_path)
     assert verify_checkpoint(tmp_path) == []
 

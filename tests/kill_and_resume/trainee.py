@@ -1,12 +1,14 @@
-"""A training run in a process of its own, which prints where it is and can be told to die inside a save.
+"""A training run in a process of its own, which prints where it is and can be told to die or hang in a save.
 
-Usage: ``trainee.py '{"directory": ..., "total": ..., "interval": ..., "die_at_call": null, "after": false}'``
+Its only argument is a JSON object: ``directory``, ``total``, ``interval``, ``fault_at_call`` and
+``fault``, which is "before" or "after" (it dies before or after that call) or "hang" (it stops there).
 """
 
 import json
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +22,12 @@ from vibe_store.runner import RunnerConfig, train_dqn
 from vibe_store.storage.local import LocalStorage
 
 
-class DyingStorage(LocalStorage):
-    """A local storage that kills its process before or after its n-th call that changes something."""
+class FaultyStorage(LocalStorage):
+    """A local storage that kills its process, or hangs, at its n-th call that changes something."""
 
-    def __init__(self, url: str, die_at_call: int | None, *, after: bool) -> None:
+    def __init__(self, url: str, fault_at_call: int | None, fault: str) -> None:
         super().__init__(url)
-        self._left, self._after = die_at_call, after
+        self._left, self._fault = fault_at_call, fault
 
     def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         self._about_to()
@@ -45,18 +47,21 @@ class DyingStorage(LocalStorage):
     def _about_to(self) -> None:
         if self._left is not None:
             self._left -= 1
-        if self._left == 0 and not self._after:
+        if self._left == 0 and self._fault == "before":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._left == 0 and self._fault == "hang":
+            print("hanging", flush=True)
+            time.sleep(300)
 
     def _did(self) -> None:
-        if self._left == 0 and self._after:
+        if self._left == 0 and self._fault == "after":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(directory: str, total: int, interval: int, die_at_call: int | None, after: bool) -> None:
+def main(directory: str, total: int, interval: int, fault_at_call: int | None, fault: str) -> None:
     warnings.simplefilter("error", VibeStoreWarning)
     env, env_params = gymnax.make("CartPole-v1")
-    storage = DyingStorage(directory, die_at_call, after=after)
+    storage = FaultyStorage(directory, fault_at_call, fault)
     checkpointer, _ = initialize_checkpoint_dir(storage, resume=True, max_to_keep=3)
     print("resumed", checkpointer.latest_step() or 0, flush=True)
     with checkpointer:
