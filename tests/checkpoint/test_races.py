@@ -1,13 +1,21 @@
 """Two writers of one process at the same moment, and readers beside a writer."""
 
+import itertools
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from vibe_store.checkpoint import CheckpointManager, load_checkpoint, save_checkpoint, verify_checkpoint
+from vibe_store.checkpoint import (
+    CheckpointManager,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from vibe_store.errors import CorruptCheckpointError, StepAlreadyExistsError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.local import LocalStorage
@@ -23,6 +31,21 @@ def _between(index: int, act: Callable[[], None]) -> Callable[[Call], bool]:
         return False
 
     return when
+
+
+def _interrupted(
+    storage: StorageBackend, index: int, act: Callable[[], None]
+) -> tuple[FaultyStorage, list[None]]:
+    """Return the storage, made to do something before one of its calls, and a list, empty until it did."""
+    calls, done = itertools.count(), list[None]()
+
+    def when(_: Call) -> bool:
+        if next(calls) == index:
+            done.append(None)
+            act()
+        return False
+
+    return FaultyStorage(storage, Fault(when)), done
 
 
 def test_a_save_of_the_same_new_step_between_any_two_calls_of_another_leaves_one_winner_that_verifies(
@@ -55,6 +78,46 @@ def test_a_save_of_the_same_new_step_between_any_two_calls_of_another_leaves_one
         index += 1
     assert set(winners) == {"first", "second"}
     assert scenarios.garbage(storage) == set()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+def test_two_writers_that_put_a_step_in_place_at_once_leave_one_of_the_two_and_nothing_else(
+    storage: StorageBackend, scenarios: ModuleType, there: bool
+) -> None:
+    winners = set()
+    for index in itertools.count():
+        step = 10 + index
+        if there:
+            save_checkpoint(storage, scenarios.tree(1), step=step)
+        other = partial(save_checkpoint, storage, scenarios.tree(2), step=step)
+        faulty, done = _interrupted(storage, index, other)
+        save_checkpoint(faulty, scenarios.tree(3), step=step)
+        if not done:
+            break
+        loaded = load_checkpoint(storage, scenarios.tree(0), step=step)
+        winners.add(next(seed for seed in (2, 3) if scenarios.same(loaded, scenarios.tree(seed))))
+        assert verify_checkpoint(storage, step=step) == []
+        assert scenarios.garbage(storage) == set()
+    assert winners == {2, 3}
+
+
+def test_a_step_that_is_replaced_while_another_writer_deletes_it_is_there_whole_or_leaves_nothing(
+    storage: StorageBackend, scenarios: ModuleType
+) -> None:
+    outcomes = set()
+    for index in itertools.count():
+        step = 10 * (index + 1)
+        save_checkpoint(storage, scenarios.tree(1), step=step)
+        replace = partial(save_checkpoint, storage, scenarios.tree(2), step=step)
+        faulty, done = _interrupted(storage, index, replace)
+        with scenarios.manager_of(faulty, max_to_keep=1) as manager:
+            scenarios.save(manager, step + 1, 3)
+        if not done:
+            break
+        outcomes.add(step in {found.step for found in list_checkpoints(storage)})
+        assert verify_checkpoint(storage) == []
+        assert scenarios.garbage(storage) == set()
+    assert outcomes == {True, False}
 
 
 def test_two_threads_that_save_the_same_new_step_at_once_leave_one_winner_that_verifies(

@@ -47,14 +47,13 @@ def write_checkpoint(
         OSError: the storage failed; what was there before is there still, and nothing of the new one is seen.
     """
     folder = folder_of(step)
-    old = _existing(storage, step, replace=replace)
+    old_keys = _committed_keys(storage, step, replace=replace)
     with pending.live_attempt() as attempt, _staging(storage, attempt) as staging:
         saved = {name: serializer.save(tree, staging, name) for name, tree in content.items.items()}
         metadata = _stage_metadata(staging, content.metadata)
         names = [file.name for item in saved.values() for file in item.files] + (
             [METADATA] if metadata else []
         )
-        old_keys = _keys_of(folder, old)
         keys = _claim_keys(storage, attempt, folder, names, old_keys)
         manifest = Manifest(
             step=step,
@@ -69,15 +68,14 @@ def write_checkpoint(
         try:
             for name, key in keys.items():
                 storage.put(staging / name, f"{folder}{key}", move=True, durable=False)
-            replaced = _keys_of(folder, _existing(storage, step, replace=True)) if replace else old_keys
-            if replaced != old_keys:  # another writer was faster, and its files are the old ones now
-                old_keys = replaced
-                pending.declare(storage, attempt, new_keys | old_keys)
-            _create_manifest(storage, manifest, replace=replace)
+            if replace:
+                old_keys = _replace_manifest(storage, manifest, new_keys, old_keys)
+            else:
+                _create_manifest(storage, manifest)
         except BaseException:
             _undo(storage, attempt, manifest, new_keys)
             raise
-        _clear(storage, attempt, old_keys - new_keys)
+        _clear(storage, manifest, None if old_keys is None else old_keys - new_keys)
     return manifest
 
 
@@ -95,6 +93,7 @@ def delete_steps(storage: StorageBackend, doomed: Mapping[int, Manifest]) -> Non
         storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed], durable=False)
         storage.delete(sorted(files), durable=False)
         pending.settle(storage, attempt)
+        pending.remove_unnamed(storage, [folder_of(step) for step in doomed])
 
 
 def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
@@ -134,13 +133,13 @@ def info_of(manifest: Manifest, *, pinned: bool) -> CheckpointInfo:
     )
 
 
-def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Manifest | None:
-    """Return what is committed under this step, or raise where it must not be replaced.
+def _committed_keys(storage: StorageBackend, step: int | None, *, replace: bool) -> frozenset[str] | None:
+    """Return what the manifest of this step names, None where there is none; or raise where it must stay.
 
     A damaged manifest is no reason to refuse a replacement: what it named cannot be known, and stays.
     """
-    key = f"{folder_of(step)}{MANIFEST}"
-    if not any(blob.key == key for blob in storage.list(key)):
+    folder = folder_of(step)
+    if not any(blob.key == f"{folder}{MANIFEST}" for blob in storage.list(f"{folder}{MANIFEST}")):
         return None
     try:
         manifest = read_manifest(storage, step)
@@ -149,14 +148,10 @@ def _existing(storage: StorageBackend, step: int | None, *, replace: bool) -> Ma
     except CorruptCheckpointError:
         if not replace:
             raise _already_exists(storage, step) from None
-        return None
+        return frozenset()
     if not replace:
         raise _already_exists(storage, step)
-    return manifest
-
-
-def _keys_of(folder: str, manifest: Manifest | None) -> set[str]:
-    return set() if manifest is None else {f"{folder}{file.key}" for file in manifest.files}
+    return frozenset(f"{folder}{file.key}" for file in manifest.files)
 
 
 def _already_exists(storage: StorageBackend, step: int | None) -> StepAlreadyExistsError:
@@ -166,23 +161,49 @@ def _already_exists(storage: StorageBackend, step: int | None) -> StepAlreadyExi
     )
 
 
-def _create_manifest(storage: StorageBackend, manifest: Manifest, *, replace: bool) -> None:
+def _create_manifest(storage: StorageBackend, manifest: Manifest) -> None:
     key = f"{folder_of(manifest.step)}{MANIFEST}"
     try:
-        storage.write(key, encode(manifest), overwrite=replace)
+        storage.write(key, encode(manifest), overwrite=False)
     except FileExistsError:
         # A storage that repeats a request whose answer was lost may find what the first one created.
         if read_manifest(storage, manifest.step).attempt != manifest.attempt:
             raise _already_exists(storage, manifest.step) from None
 
 
-def _clear(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
+def _replace_manifest(
+    storage: StorageBackend, manifest: Manifest, new_keys: Set[str], declared: Set[str] | None
+) -> frozenset[str] | None:
+    """Put a manifest in the place of the one that is there, if one is; return what that one named.
+
+    Another writer may be faster, so that its files are the old ones now: they are declared too.
+    """
+    while True:
+        old_keys = _committed_keys(storage, manifest.step, replace=True)
+        if old_keys and not old_keys <= (declared or frozenset()):
+            pending.declare(storage, manifest.attempt, new_keys | old_keys)
+            declared = old_keys
+        if old_keys is not None:
+            storage.write(f"{folder_of(manifest.step)}{MANIFEST}", encode(manifest))
+            return old_keys
+        with suppress(StepAlreadyExistsError):
+            _create_manifest(storage, manifest)
+            return None
+
+
+def _clear(storage: StorageBackend, manifest: Manifest, old_keys: Iterable[str] | None) -> None:
     """Remove what a commit has replaced; a failure is no failure of the save, which is committed."""
     try:
-        storage.delete(sorted(keys), durable=False)
-        pending.settle(storage, attempt)
+        if old_keys is not None:
+            storage.delete(sorted(old_keys), durable=False)
+        pending.settle(storage, manifest.attempt)
+        if old_keys is not None:
+            folder = folder_of(manifest.step)
+            pending.remove_unnamed(storage, [folder] if folder else [f"{name}." for name in manifest.items])
     except Exception as error:  # noqa: BLE001 - whatever it is, the next writer sweeps what stays
-        _log.warning("What the attempt %s replaced in %s stays for now: %s", attempt, storage.url, error)
+        _log.warning(
+            "What the attempt %s replaced in %s stays for now: %s", manifest.attempt, storage.url, error
+        )
 
 
 def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Iterable[str]) -> None:
@@ -226,7 +247,7 @@ def _stage_metadata(staging: Path, metadata: bytes | None) -> tuple[int, str] | 
 
 
 def _claim_keys(
-    storage: StorageBackend, attempt: str, folder: str, names: Iterable[str], old_keys: Set[str]
+    storage: StorageBackend, attempt: str, folder: str, names: Iterable[str], old_keys: Set[str] | None
 ) -> dict[str, str]:
     """Declare an attempt, and return a key that nothing uses for each file, relative to the folder.
 
@@ -234,6 +255,7 @@ def _claim_keys(
     least one sees the other and takes names with its id.
     """
     names = tuple(names)
+    old_keys = old_keys or frozenset()
     if not old_keys and not _any_taken(storage, folder, names):
         wanted = {f"{folder}{name}" for name in names}
         pending.declare(storage, attempt, wanted)

@@ -26,6 +26,7 @@ __all__ = [
     "best_link",
     "check_step",
     "folder_of",
+    "is_attempt_key",
     "is_set_aside",
     "is_step_folder",
     "new_attempt",
@@ -49,6 +50,7 @@ MAX_STEP = 10**18 - 1
 
 _UNFINISHED_BEST = ".best-"
 _SURELY_DEAD_SECS = 60.0
+_OF_ATTEMPT = re.compile(r".+\.[0-9]{8}T[0-9]{6}-[0-9a-f]{10}(\.[^.]*)?")
 _ASIDE = re.compile(r"manifest\.damaged-[^/]+\.json")
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 _LONGEST_POINTER = 100
@@ -115,6 +117,11 @@ def attempt_key(name: str, attempt: str) -> str:
     head, separator, rest = name.partition("/")
     plain = PurePosixPath(head)
     return f"{plain.stem}.{attempt}{plain.suffix}{separator}{rest}"
+
+
+def is_attempt_key(name: str) -> bool:
+    """Whether a name, relative to its step's folder, is one that :func:`attempt_key` made."""
+    return _OF_ATTEMPT.fullmatch(name.partition("/")[0]) is not None
 
 
 def step_blobs(storage: StorageBackend) -> Iterator[tuple[int, Blob]]:

@@ -22,6 +22,7 @@ from vibe_store.checkpoint.layout import (
     OWN,
     PINNED,
     folder_of,
+    is_attempt_key,
     is_set_aside,
     new_attempt,
     split_step_folder,
@@ -31,7 +32,16 @@ from vibe_store.interfaces import Blob, StorageBackend
 from vibe_store.serializers.rows import brief
 from vibe_store.storage.keys import is_key
 
-__all__ = ["declare", "declare_deletion", "live_attempt", "pending_keys", "settle", "staging_key", "sweep"]
+__all__ = [
+    "declare",
+    "declare_deletion",
+    "live_attempt",
+    "pending_keys",
+    "remove_unnamed",
+    "settle",
+    "staging_key",
+    "sweep",
+]
 
 _log = logging.getLogger("vibe_store")
 _PENDING = f"{OWN}/pending-"
@@ -97,6 +107,24 @@ def pending_keys(storage: StorageBackend, *, apart_from: str | None = None) -> f
         except ValueError as error:
             _log.warning("%s/%s is damaged and passed over: %s", storage.url, blob.key, error)
     return frozenset(keys)
+
+
+def remove_unnamed(storage: StorageBackend, prefixes: Iterable[str]) -> None:
+    """Remove the files of attempts that were committed and are no longer: no manifest names them.
+
+    Such stay where two writers replace or delete a step at one moment: the manifest of one goes before it was
+    seen by the other. Only names with the id of an attempt are looked at, and none that one may still commit.
+    Each writer does this once its own attempt is settled, so that the last one sees what any has left.
+    """
+    found = {
+        blob.key
+        for prefix in prefixes
+        for blob in storage.list(prefix)
+        if is_attempt_key(blob.key.removeprefix(_folder(blob.key)))
+    }
+    # In this order: what is not pending any more is named by now, if it was committed.
+    if found and (left := found - pending_keys(storage)) and (garbage := left - _in_use(storage, left)):
+        storage.delete(sorted(garbage), durable=False)
 
 
 def sweep(storage: StorageBackend, *, older_than: float) -> None:
