@@ -69,6 +69,13 @@ def test_off_still_reads_no_leaf_that_is_not_all_there(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, LIKE, verify="off")
 
 
+def test_off_reads_no_part_that_is_not_all_there(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {**TREE, "b": 1})
+    (tmp_path / "state.eqx").write_bytes((tmp_path / "state.eqx").read_bytes()[:500])
+    with pytest.raises(CorruptCheckpointError, match="ends at byte 500, within what is to be read"):
+        load_checkpoint(tmp_path, LIKE, partial=True, verify="off")
+
+
 def test_the_manager_restores_at_its_level(flipped: Path) -> None:
     with CheckpointManager(flipped, verify="sizes") as manager:
         assert manager.restore(1, LIKE)["a"][1] == 65
