@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, VibeStoreWarning
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.fsspec import FsspecStorage
-from vibe_store.storage.keys import TEMPORARY_PREFIX
 
 Opener = Callable[[], StorageBackend]
 

@@ -15,9 +15,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.storage.fsspec import FsspecStorage
-from vibe_store.storage.keys import TEMPORARY_PREFIX
 from vibe_store.storage.memory import MemoryStorage
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError
-from vibe_store.storage.keys import TEMPORARY_PREFIX, check_key, check_keys, check_prefix, check_url, is_key
+from vibe_store.storage.keys import check_key, check_keys, check_prefix, check_url, is_key
 
 BAD_KEYS = [
     "",

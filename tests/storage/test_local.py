@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError
 from vibe_store.registry import open_storage
-from vibe_store.storage.keys import TEMPORARY_PREFIX
 from vibe_store.storage.local import LocalStorage
 
 
@@ -627,7 +627,6 @@ def test_a_child_that_was_forked_while_files_were_made_durable_can_write(
 WRITER = textwrap.dedent("""
     import os, sys, time
     from vibe_store.storage.local import LocalStorage
-    from vibe_store.storage import files
     real = os.fsync
     def stop(descriptor):
         if "vibe-store-tmp" in os.readlink(f"/proc/self/fd/{descriptor}"):

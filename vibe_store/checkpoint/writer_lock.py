@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
+from vibe_store.durable_files import explained, in_folder, sync_path
 from vibe_store.errors import WriterLockedError
-from vibe_store.storage.files import explained, in_folder, sync_path
 
 __all__ = ["WriterLease", "acquire_writer_lock"]
 

@@ -1,18 +1,25 @@
 """The default serializer: one ``.eqx`` file a pytree, readable by plain Equinox, verified when loaded."""
 
-import contextlib
 import functools
 import io
 import os
-import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import xxhash
 
+from vibe_store.durable_files import (
+    discarded,
+    explained,
+    in_folder,
+    open_temporary,
+    remove_abandoned,
+    sync,
+    sync_path,
+)
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, PyTree, SavedItem, Serializer, Source
 from vibe_store.serializers.eqx_file import (
@@ -67,8 +74,12 @@ class EqxSerializer(Serializer):
         path = directory / f"{item}.eqx"
         flat = flatten(tree, to_save=True)
         values = to_host(flat)
-        with _new_file(path, path) as file:
-            written = write_file(file, flat.rows, values)
+        try:
+            with explained(f"write '{path}'"), path.open("wb", buffering=_BUFFER) as file:
+                written = write_file(file, flat.rows, values)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return SavedItem((FileEntry(path.name, written.size, written.checksum),), written.leaves)
 
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:
@@ -117,16 +128,19 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
     flat = flatten(pytree, to_save=True)
     values = to_host(flat)
     mode = _mode(target)
-    _make_folder(target.parent)
-    temporary = target.parent / f".vibe_store-{secrets.token_hex(8)}.tmp"
-    with _new_file(temporary, target) as file:
+    remove_abandoned(target.parent)
+    with (
+        explained(f"write '{target}'"),
+        discarded(*in_folder(target.parent, lambda: open_temporary(target.parent), sync_path)) as opened,
+    ):
+        file, temporary = opened
         if mode is not None:  # before anything is in it that not everybody may read
             os.fchmod(file.fileno(), mode)
         write_file(file, flat.rows, values)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
         temporary.replace(target)
-    _sync_folder(target.parent)
+        sync_path(target.parent)
 
 
 def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False) -> PyTree:
@@ -207,19 +221,6 @@ def _read_part(file: io.BufferedReader, name: str, start: int, buffer: memoryvie
         )
 
 
-@contextlib.contextmanager
-def _new_file(path: Path, target: Path) -> Iterator[IO[bytes]]:
-    """Open a file to write; if anything goes wrong in the block, it is removed; errors name the target."""
-    try:
-        with path.open("wb", buffering=_BUFFER) as file:
-            yield file
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
-        raise
-
-
 def _mode(target: Path) -> int | None:
     """Return the permissions of the file that is to be replaced, or None where there is none."""
     try:
@@ -230,22 +231,3 @@ def _mode(target: Path) -> int | None:
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise InvalidValueError(f"{target} is {what}; save_eqx writes a single file.")
     return stat.S_IMODE(status.st_mode)
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents, durably."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,10 +13,10 @@ from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, MissingDependencyError, VibeStoreWarning
 from vibe_store.interfaces import Blob, StorageBackend
 from vibe_store.storage.keys import (
-    TEMPORARY_PREFIX,
     check_key,
     check_keys,
     check_prefix,

@@ -3,11 +3,11 @@
 import re
 import unicodedata
 
+from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError
 from vibe_store.storage.redaction import without_credentials
 
 __all__ = [
-    "TEMPORARY_PREFIX",
     "check_key",
     "check_keys",
     "check_prefix",
@@ -15,9 +15,6 @@ __all__ = [
     "check_url",
     "is_key",
 ]
-
-TEMPORARY_PREFIX = ".vibe-store-tmp-"
-"""How the names of unfinished objects begin; no key may hold such a name, and no listing shows one."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _COLLAPSED_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>[^/].*)?", re.DOTALL)
@@ -27,7 +24,8 @@ def check_key(key: str) -> str:
     """Return ``key`` if it is one: non-empty names joined by ``"/"``, none of them ``"."`` or ``".."``.
 
     Nor may it hold a backslash, a control character or a lone surrogate, begin like a Windows drive, or hold
-    a name that begins with :data:`TEMPORARY_PREFIX`. How long a key may be is left to the storage.
+    a name that begins with :data:`~vibe_store.durable_files.TEMPORARY_PREFIX`. How long a key may be is left
+    to the storage.
 
     Raises:
         InvalidValueError: it is none; the message says why.

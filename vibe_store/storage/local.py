@@ -11,9 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vibe_store.errors import InvalidValueError
-from vibe_store.interfaces import Blob, StorageBackend
-from vibe_store.storage.files import (
+from vibe_store.durable_files import (
+    TEMPORARY_PREFIX,
     copy,
     create,
     discarded,
@@ -24,8 +23,9 @@ from vibe_store.storage.files import (
     sync,
     sync_path,
 )
+from vibe_store.errors import InvalidValueError
+from vibe_store.interfaces import Blob, StorageBackend
 from vibe_store.storage.keys import (
-    TEMPORARY_PREFIX,
     check_key,
     check_keys,
     check_prefix,

@@ -1,4 +1,4 @@
-"""Files that appear whole and durable, or not at all: what a storage on a local disk is made of."""
+"""Files on a local disk that appear whole and durable, or not at all."""
 
 import errno
 import fcntl
@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
-from vibe_store.storage.keys import TEMPORARY_PREFIX
-
 __all__ = [
+    "TEMPORARY_PREFIX",
     "copy",
     "create",
     "discarded",
     "explained",
     "in_folder",
     "open_temporary",
+    "remove_abandoned",
     "remove_if_abandoned",
     "sync",
     "sync_path",
 ]
 
 _T = TypeVar("_T")
+
+TEMPORARY_PREFIX = ".vibe-store-tmp-"
+"""How the names of unfinished files begin; no key of a storage may hold such a name."""
 
 _ATTEMPTS = 100
 """How often a writer makes its folder anew, when somebody who deletes keeps removing the folder as empty."""
@@ -120,6 +123,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what dead writers of files in a folder left there; nothing where there is no folder."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        remove_if_abandoned(path)
 
 
 def remove_if_abandoned(path: Path) -> bool:
