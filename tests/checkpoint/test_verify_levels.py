@@ -91,7 +91,7 @@ def test_resuming_sets_aside_what_does_not_verify_at_the_level(flipped: Path) ->
     assert (resumed, manager.latest_step()) == (False, None)
 
 
-def test_verifying_sizes_reads_no_file(flipped: Path) -> None:
+def test_verifying_sizes_looks_into_no_file(flipped: Path) -> None:
     assert len(verify_checkpoint(flipped)) == 1
     assert verify_checkpoint(flipped, level="sizes") == []
     cut(flipped / "step_1" / "state.eqx")

@@ -1,5 +1,6 @@
 """What the tests of serializers share: trees, a comparison that sees every bit, and a verifying source."""
 
+import io
 import itertools
 import struct
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from vibe_store.interfaces import FileEntry, Leaf, SavedItem, Serializer, Source
 from vibe_store.registry import get_serializer
-from vibe_store.serializers.eqx_file import VerifyingReader
+from vibe_store.serializers.verifying_reader import VerifyingReader
 
 IMPLS = ["threefry2x32", "rbg", "unsafe_rbg"]
 JAX_DTYPES = [
@@ -274,25 +275,13 @@ class FolderSource(Source):
         return self.folder / name
 
     def open(self, name: str) -> BinaryIO:
-        entry = self.files[name]
-        return cast(BinaryIO, _Verified((self.folder / name).open("rb"), entry))
+        entry, data = self.files[name], io.BytesIO((self.folder / name).read_bytes())
+        return cast(BinaryIO, VerifyingReader(data, entry.size, entry.checksum, name))
 
     def read_part(self, name: str, start: int, buffer: memoryview, checksum: str) -> None:
         data = (self.folder / name).read_bytes()[start : start + len(buffer)]
         assert xxhash.xxh3_128_hexdigest(data) == checksum
         buffer[:] = data
-
-
-class _Verified(VerifyingReader):
-    def __init__(self, file: BinaryIO, entry: FileEntry) -> None:
-        super().__init__(cast(Any, file), entry.size, bytes.fromhex(entry.checksum), entry.name)
-        self._opened = file
-
-    def __enter__(self) -> "_Verified":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,21 +8,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import xxhash
 
 from vibe_store.checkpoint.manifest import ItemRecord, StoredFile
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, Source, StorageBackend, Verify
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from vibe_store.serializers.verifying_reader import CHUNK, VerifyingReader
 
 __all__ = ["StoredSource", "check_file", "open_file"]
 
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
-_CHUNK = 4 * 1024 * 1024
 
 
 def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify: Verify = "full") -> None:
@@ -33,7 +30,7 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify
     """
     if verify == "full" or storage.local_path("") is not None:
         with ExitStack() as stack, open_file(storage, folder, file, stack, verify=verify) as stream:
-            if verify == "full":
+            if isinstance(stream, VerifyingReader):
                 _read_to_the_end(stream, file.size)
         return
     key = f"{folder}{file.key}"
@@ -51,8 +48,8 @@ def open_file(
     """Open one file to be read once, front to back; a fetched copy of it goes with the stack."""
     local = _local(storage, f"{folder}{file.key}", stack)
     with _open_local(local, file, f"{storage.url}/{folder}{file.key}", verify) as raw:
-        reader = _VerifyingReader(raw, file, f"{storage.url}/{folder}{file.key}") if verify == "full" else raw
-        yield cast("BinaryIO", reader)
+        where = f"{storage.url}/{folder}{file.key}"
+        yield cast("BinaryIO", _verified(raw, file, where) if verify == "full" else raw)
 
 
 class StoredSource(Source):
@@ -77,7 +74,7 @@ class StoredSource(Source):
         local = _local(self._storage, self._key(file), self._stack)
         with _open_local(local, file, self._where(file), self._verify) as raw:
             if self._verify == "full":
-                _read_to_the_end(cast("BinaryIO", _VerifyingReader(raw, file, self._where(file))), file.size)
+                _read_to_the_end(_verified(raw, file, self._where(file)), file.size)
         return local
 
     def open(self, name: str) -> BinaryIO:
@@ -127,46 +124,6 @@ class StoredSource(Source):
         return f"{self._storage.url}/{self._folder}{file.key}"
 
 
-class _VerifyingReader(io.RawIOBase):
-    """Reads a file once, front to back, and raises at its end when it was not what the manifest says."""
-
-    def __init__(self, raw: io.RawIOBase, file: StoredFile, where: str) -> None:
-        super().__init__()
-        self._raw, self._file, self._where = raw, file, where
-        self._hash, self._read = xxhash.xxh3_128(), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        view = memoryview(buffer).cast("B")
-        filled = 0
-        while filled < len(view):
-            chunk = view[filled : filled + _CHUNK]
-            count = self._raw.readinto(chunk) or 0
-            if count == 0:
-                break
-            self._hash.update(chunk[:count])
-            filled += count
-        self._read += filled
-        if self._read >= self._file.size or filled < len(view):
-            self._check()
-        return filled
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-    def _check(self) -> None:
-        if self._read != self._file.size:
-            raise _other_size(self._where, self._read, self._file)
-        if self._hash.hexdigest() != self._file.checksum:
-            raise CorruptCheckpointError(
-                f"{self._where} is damaged: its checksum is {self._hash.hexdigest()}, "
-                f"and {self._file.checksum} was written."
-            )
-
-
 @contextmanager
 def _open_local(local: Path, file: StoredFile, where: str, verify: Verify) -> Iterator[io.FileIO]:
     try:
@@ -188,14 +145,18 @@ def _open_local(local: Path, file: StoredFile, where: str, verify: Verify) -> It
 
 def _fill(raw: io.FileIO, buffer: memoryview) -> int:
     filled = 0
-    while count := raw.readinto(buffer[filled : filled + _CHUNK]):
+    while count := raw.readinto(buffer[filled : filled + CHUNK]):
         filled += count
     return filled
 
 
-def _read_to_the_end(stream: BinaryIO, size: int) -> None:
-    buffer = bytearray(min(size, _CHUNK) + 1)
-    while stream.readinto(buffer):  # type: ignore[attr-defined] # BinaryIO lacks what our stream has
+def _verified(raw: io.FileIO, file: StoredFile, where: str) -> VerifyingReader:
+    return VerifyingReader(raw, file.size, file.checksum, where)
+
+
+def _read_to_the_end(reader: VerifyingReader, size: int) -> None:
+    buffer = memoryview(bytearray(min(size, CHUNK)))
+    while reader.readinto(buffer):
         pass
 
 

@@ -23,8 +23,6 @@ from vibe_store.durable_files import (
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, PyTree, SavedItem, Serializer, Source
 from vibe_store.serializers.eqx_file import (
-    Readable,
-    VerifyingReader,
     read_parts,
     read_records,
     read_trailer,
@@ -42,6 +40,7 @@ from vibe_store.serializers.tree import (
     flatten,
     warn_of_other_callables,
 )
+from vibe_store.serializers.verifying_reader import Readable, VerifyingReader
 
 __all__ = ["EqxSerializer", "load_eqx", "save_eqx"]
 
@@ -183,7 +182,7 @@ def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool
         if len(flat.rows) < len(saved):
             arrays = read_parts(functools.partial(_read_part, file, name), data_size, saved, dtypes, name)
         else:
-            reader = VerifyingReader(file, data_size, trailer.data_checksum, name)
+            reader = VerifyingReader(file, data_size, trailer.data_checksum.hex(), name)
             arrays = read_records(reader, data_size, saved, dtypes, name)
     tree = _rebuilt(saved, flat, arrays)
     return in_containers(tree) if like is None else tree

@@ -34,11 +34,10 @@ from vibe_store.serializers.rows import (
     table_to_json,
 )
 from vibe_store.serializers.tree import HostCopy, NDArray, show_path
+from vibe_store.serializers.verifying_reader import CHUNK, Readable
 
 __all__ = [
-    "Readable",
     "Trailer",
-    "VerifyingReader",
     "Written",
     "read_parts",
     "read_records",
@@ -46,20 +45,10 @@ __all__ = [
     "write_file",
 ]
 
-CHUNK = 4 << 20
-"""Bytes that are hashed and written (or read) at a time: few enough to stay in the cache in between."""
-
 _FOOTER = struct.Struct("<8sIQ16s16s")
 _MAGIC = b"\x89vstore\n"
 _VERSION = 1
 _ALIGNMENT = 64
-
-
-class Readable(Protocol):
-    """What loading needs of an open file."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill the buffer, or the beginning of it; 0 at the end."""
 
 
 class Writable(Protocol):
@@ -160,37 +149,6 @@ def read_trailer(file: io.BufferedIOBase, size: int, name: str) -> Trailer | Non
     except ValueError as error:
         raise CorruptCheckpointError(f"{name} has a leaf table that cannot be read: {error}") from error
     return Trailer(leaves, start - length, data_checksum)
-
-
-class VerifyingReader:
-    """Reads a number of bytes of a file once, and raises at their end if their checksum is another."""
-
-    def __init__(self, file: Readable, size: int, checksum: bytes, name: str) -> None:
-        self._file = file
-        self._left = size
-        self._checksum = checksum
-        self._name = name
-        self._hash = xxhash.xxh3_128()
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the buffer, or the beginning of it; 0 at the end, once the checksum holds.
-
-        Raises:
-            CorruptCheckpointError: it does not hold, or the file ends early.
-        """
-        if self._left == 0:
-            if self._hash.digest() != self._checksum:
-                raise CorruptCheckpointError(
-                    f"{self._name} is damaged: its data does not match its checksum."
-                )
-            return 0
-        view = buffer[: self._left]
-        count = self._file.readinto(view) or 0
-        if count == 0:
-            raise CorruptCheckpointError(f"{self._name} ended {self._left} bytes early.")
-        self._hash.update(view[:count])
-        self._left -= count
-        return count
 
 
 def read_records(
