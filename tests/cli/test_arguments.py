@@ -93,7 +93,7 @@ def test_a_resumed_run_has_the_settings_it_was_begun_with(tmp_path: Path) -> Non
     assert again.run.path == first.run.path
     assert again.dqn == first.dqn
     assert again.runner == dataclasses.replace(first.runner, resume=True)
-    assert (again.existing, again.changes) == (True, ())
+    assert (again.existing, again.changes) == (True, {})
 
 
 def test_flags_come_on_top_of_the_settings_of_a_resumed_run_and_are_named(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_flags_come_on_top_of_the_settings_of_a_resumed_run_and_are_named(tmp_pa
     again = plan(tmp_path, "--runner.resume", "true", "--runner.total-timesteps", "900")
     assert again.dqn.learning_rate == 1e-3
     assert again.runner.total_timesteps == 900
-    assert again.changes == ("runner.total_timesteps is 900 (was 500)",)
+    assert again.changes == {"runner.total_timesteps": "runner.total_timesteps is 900 (was 500)"}
     assert again.config["runner"]["total_timesteps"] == 900
 
 

@@ -1,7 +1,10 @@
 """``vibe-store ls``, ``show`` and ``verify`` on real checkpoints."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +112,53 @@ def test_verify_of_a_damaged_checkpoint_without_a_step_names_it(vibe_store: Run,
     assert (verified["checked"], verified["ok"]) == ([None], False)
 
 
-def test_a_file_is_no_directory(vibe_store: Run, run_path: Path) -> None:
-    file = run_path / "checkpoints" / "step_10" / "state.eqx"
-    ran = vibe_store("show", file)
-    assert (ran.status, ran.err) == (1, f"error: {file} is a file; give a directory of checkpoints.\n")
+each_command = pytest.mark.parametrize("command", ["ls", "show", "verify"])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@each_command
+def test_a_directory_that_does_not_exist_is_an_error(
+    vibe_store: Run, tmp_path: Path, command: str, scheme: str
+) -> None:
+    place = f"{scheme}{tmp_path}/nowhere"
+    ran = vibe_store(command, place)
+    assert (ran.status, ran.out, ran.err) == (1, "", f"error: There is no directory {place}.\n")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@each_command
+def test_a_file_is_no_directory(vibe_store: Run, run_path: Path, command: str, scheme: str) -> None:
+    place = f"{scheme}{run_path}/checkpoints/step_10/state.eqx"
+    ran = vibe_store(command, place)
+    said = f"error: {place} is a file; give a directory of checkpoints.\n"
+    assert (ran.status, ran.out, ran.err) == (1, "", said)
+
+
+AS_NOBODY = """
+import io, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+from vibe_store.cli import main
+
+command, closed, sound = sys.argv[1:]
+if os.geteuid() == 0:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        main([command, sound])  # what is imported on the way may be out of the reach of nobody
+    os.setgid(65534), os.setuid(65534)
+sys.exit(main([command, closed]))
+"""
+
+
+@each_command
+def test_a_directory_that_may_not_be_read_is_an_error(
+    fast_folder: Callable[[], AbstractContextManager[Path]], run_path: Path, command: str
+) -> None:
+    with fast_folder() as folder:
+        (folder / "closed").mkdir(mode=0)
+        program = [sys.executable, "-c", AS_NOBODY, command, folder / "closed", run_path]
+        ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    (said,) = ran.stderr.splitlines()
+    assert said.startswith(f"error: Permission denied: {folder}")
 
 
 def test_show_shows_the_newest_step_leaf_by_leaf(vibe_store: Run, run_path: Path) -> None:
@@ -162,8 +208,14 @@ def test_where_nothing_is_committed_there_is_nothing_to_look_at(
     vibe_store: Run, tmp_path: Path, command: str
 ) -> None:
     ran = vibe_store(command, tmp_path)
-    assert ran.status == 1
-    assert "There is no committed checkpoint in" in ran.err
+    said = f"error: There is no committed checkpoint in {tmp_path}.\n"
+    assert (ran.status, ran.out, ran.err) == (1, "", said)
+
+
+def test_verify_of_a_step_that_is_not_there_is_an_error(vibe_store: Run, run_path: Path) -> None:
+    ran = vibe_store("verify", run_path, "7")
+    said = f"error: There is no checkpoint of step 7 in {run_path}/checkpoints.\n"
+    assert (ran.status, ran.out, ran.err) == (1, "", said)
 
 
 def test_verify_of_sound_checkpoints_ends_with_0(vibe_store: Run, run_path: Path) -> None:
@@ -209,8 +261,14 @@ def test_verify_as_json_has_the_documented_keys(vibe_store: Run, run_path: Path)
     assert set(fault) == {"step", "file", "problem"}
 
 
-def test_a_step_that_is_no_number_is_a_mistake_in_the_arguments(vibe_store: Run, run_path: Path) -> None:
-    assert vibe_store("show", run_path, "newest").status == 2
+@pytest.mark.parametrize("step", ["newest", "3.5", "-1", "9" * 5000])
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_what_is_no_step_is_a_mistake_in_the_arguments(
+    vibe_store: Run, run_path: Path, command: str, step: str
+) -> None:
+    ran = vibe_store(command, run_path, step)
+    said = f"error: a step is a whole number, 0 or more; {step!r} is none.\n"
+    assert (ran.status, ran.out, ran.err) == (2, "", said)
 
 
 def test_plugins_lists_what_is_built_in(vibe_store: Run) -> None:

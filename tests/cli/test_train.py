@@ -131,9 +131,24 @@ def test_a_run_is_trained_resumed_and_extended(train: Run, tmp_path: Path) -> No
     assert ran.status == 1
     assert ran.err.startswith("error: ")
     assert "hidden_sizes=[5] (was [4])" in ran.err
+    assert "hidden_sizes" not in ran.out
     assert (run / "config.json").read_bytes() == before, (
         "settings that do not fit would spoil the next resume"
     )
+
+
+def test_a_resumed_run_names_each_changed_setting_once(train: Run, tmp_path: Path) -> None:
+    changes = ("--dqn.gamma", "0.5", "--runner.seed", "7", "--runner.max-checkpoints", "3")
+    resume = ("--runner.resume", "true", "--run-id", "mine")
+    began_earlier(tmp_path / "runs" / "mine")
+    ran = train(*TINY, *resume, "--runner.total-timesteps", "32")
+    assert "dqn.batch_size is 8" in ran.out, "with no checkpoint there is nothing else that would say so"
+    ran = train(*resume, *changes)
+    assert (ran.status, ran.err) == (
+        0,
+        "Resuming from step 32 with changed settings: gamma=0.5 (was 0.99); seed=7 (was 0).\n",
+    )
+    assert "Changed since this run was started: runner.max_checkpoints is 3 (was 5).\n" in ran.out
 
 
 def test_an_evaluation_marks_the_best_checkpoint_where_the_checkpoints_are(
@@ -183,6 +198,61 @@ def test_a_signal_ends_the_run_with_how_to_go_on(train: Run, tmp_path: Path) -> 
     assert f"Go on with: {command}\n" in ran.out
     assert stored_while_it_trained, "a run that is killed must resume with the settings it had"
     assert 5 not in logged_steps(run), "it had no checkpoint, so it logs every step again"
+
+
+HANGING = """
+from vibe_store.hookspecs import Provider, hookimpl
+from vibe_store.storage.local import LocalStorage
+from vibe_store.testing import Fault, FaultyStorage
+
+class Hanging(FaultyStorage):
+    def __init__(self, url):
+        hang = Fault(lambda call: call.method == "put", "delay", seconds=600)
+        super().__init__(LocalStorage(url.partition("://")[2]), hang)
+
+@hookimpl
+def vibe_store_storage():
+    return [Provider("hanging", "hanging:Hanging")]
+"""
+
+
+def test_a_last_save_that_hangs_does_not_hold_the_process_beyond_its_deadline(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin" / "hanging-1.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[vibe_store]\nhanging = hanging\n")
+    (plugin.parent / "hanging.py").write_text(HANGING)
+    flags = (
+        *(*TINY, "--runner.total-timesteps", "10000000", "--runner.checkpoint-interval", "10000000"),
+        *("--runner.checkpoint-dir", f"hanging://{tmp_path}/elsewhere", "--base-dir", tmp_path),
+        *("--run-id", "mine", "--runner.log-interval", "1000", "--runner.preemption-deadline-secs", "0.5"),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vibe_store.cli", "train", "cartpole_dqn", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(plugin.parent), str(Path(__file__).parents[2])]),
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+    )
+    with process:
+        try:
+            log, deadline = tmp_path / "mine" / "logs" / "metrics.jsonl", time.monotonic() + 60
+            while process.poll() is None and not (log.exists() and log.read_text()):
+                assert time.monotonic() < deadline, "it did not train within 60 s"
+                time.sleep(0.02)
+            process.terminate()
+            out, err = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert process.returncode == 143, err
+    assert "which is not saved: that took longer than preemption_deadline_secs=0.5." in err
+    assert "Go on with: vibe-store train cartpole_dqn --runner.resume true --run-id mine" in out
+    assert saved_steps(tmp_path / "elsewhere") == []
 
 
 def test_a_run_that_another_process_writes_to_is_left_alone(train: Run, tmp_path: Path) -> None:

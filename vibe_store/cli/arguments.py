@@ -37,7 +37,7 @@ class TrainPlan:
         directory: where the checkpoints are.
         existing: whether the folder is that of a run that began earlier.
         config: what the run's ``config.json`` is to hold.
-        changes: the settings that differ from those the run had before, each as a phrase.
+        changes: the settings that differ from those the run had before: by flag, a phrase on each.
     """
 
     preset: Preset
@@ -47,7 +47,7 @@ class TrainPlan:
     directory: str
     existing: bool
     config: Mapping[str, Any]
-    changes: tuple[str, ...]
+    changes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
     place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
     lasting = dataclasses.replace(given.runner, checkpoint_dir=place, resume=False, overwrite=False)
     directory = place or str(run.checkpoints)
-    changes = [*_changes("dqn", defaults.dqn, given.dqn), *_changes("runner", defaults.runner, lasting)]
+    changes = _changes("dqn", defaults.dqn, given.dqn) | _changes("runner", defaults.runner, lasting)
     return TrainPlan(
         preset=preset,
         run=run,
@@ -106,7 +106,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
             "dqn": dataclasses.asdict(given.dqn),
             "runner": dataclasses.asdict(lasting),
         },
-        changes=tuple(changes) if stored is not None else (),
+        changes=changes if stored is not None else {},
     )
 
 
@@ -230,10 +230,10 @@ def _absolute(place: str) -> str:
     return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
-def _changes(group: str, before: DQNConfig | RunnerConfig, now: DQNConfig | RunnerConfig) -> list[str]:
+def _changes(group: str, before: DQNConfig | RunnerConfig, now: DQNConfig | RunnerConfig) -> dict[str, str]:
     old = dataclasses.asdict(before)
-    return [
-        f"{group}.{name} is {value!r} (was {old[name]!r})"
+    return {
+        f"{group}.{name}": f"{group}.{name} is {value!r} (was {old[name]!r})"
         for name, value in dataclasses.asdict(now).items()
         if value != old[name]
-    ]
+    }

@@ -38,12 +38,13 @@ from vibe_store.cli.plugins import list_plugins
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import Leaf, Verify
+from vibe_store.registry import open_storage
 from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["ls", "plugins", "show", "verify"]
 
 _Directory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-_Step = Annotated[int | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
+_Step = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
 _Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -139,7 +140,7 @@ def ls(argv: Sequence[str]) -> int:
 def show(argv: Sequence[str]) -> int:
     """Show one checkpoint; return the exit status."""
     arguments = tyro.cli(_Show, prog="vibe-store show", args=argv)
-    directory, step = _located(arguments.directory, arguments.step)
+    directory, step = _located(arguments.directory, _step(arguments.step))
     manifest = _manifest(directory, step)
     storage, step = locate(directory, manifest.step, None)
     metadata = load_metadata_of(storage, step)
@@ -197,7 +198,7 @@ def show(argv: Sequence[str]) -> int:
 def verify(argv: Sequence[str]) -> int:
     """Verify checkpoints; return the exit status, 1 where there is a fault."""
     arguments = tyro.cli(_Verify, prog="vibe-store verify", args=argv)
-    directory, step = _located(arguments.directory, arguments.step)
+    directory, step = _located(arguments.directory, _step(arguments.step))
     faults = verify_checkpoint(directory, step=step, level=arguments.level)
     checked = _checked_steps(directory, step)
     if arguments.json:
@@ -233,14 +234,31 @@ def plugins(argv: Sequence[str]) -> int:
     return 0
 
 
+def _step(word: str | None) -> int | None:
+    """Read a step; the parser of the arguments would fill a box with all the types that it tried."""
+    if word is None:
+        return None
+    try:
+        step = int(word)
+    except ValueError:
+        step = -1
+    if step >= 0:
+        return step
+    print(f"error: a step is a whole number, 0 or more; {word!r} is none.", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def _located(directory: str, step: int | None) -> tuple[str, int | None]:
     """Return the directory of checkpoints that is meant, and the step where the directory itself says it."""
-    if "://" not in directory:
-        path = Path(directory)
-        if not path.exists():
-            raise CheckpointNotFoundError(f"There is no directory {directory}.")
-        if not path.is_dir():
-            raise CheckpointNotFoundError(f"{directory} is a file; give a directory of checkpoints.")
+    is_url = "://" in directory
+    path = open_storage(directory).local_path("") if is_url else Path(directory)
+    if path is not None and not path.exists():
+        raise CheckpointNotFoundError(f"There is no directory {without_credentials(directory)}.")
+    if path is not None and not path.is_dir():
+        raise CheckpointNotFoundError(
+            f"{without_credentials(directory)} is a file; give a directory of checkpoints."
+        )
+    if path is not None and not is_url:
         if (path / "checkpoints").is_dir():
             return str(path / "checkpoints"), step
         if path.is_symlink():

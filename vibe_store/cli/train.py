@@ -23,6 +23,9 @@ from vibe_store.runner.signals import TrainingInterrupted
 
 __all__ = ["train"]
 
+_SAID_BY_RESTORE = ("dqn.", "runner.num_envs", "runner.seed")
+"""Beginnings of the flags that restoring compares with the checkpoint: it says itself which have changed."""
+
 
 def train(argv: Sequence[str]) -> int:
     """Train the preset that ``argv`` begins with; return the exit status."""
@@ -137,8 +140,13 @@ def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> N
         console.print(f"There is no checkpoint of {plan.preset.name} to go on from: starting at step 0.")
     else:
         console.print("Starting at step 0.")
-    if plan.changes:
-        console.print(f"Changed since this run was started: {'; '.join(plan.changes)}.")
+    changes = [
+        phrase
+        for flag, phrase in plan.changes.items()
+        if resumed_from is None or not flag.startswith(_SAID_BY_RESTORE)
+    ]
+    if changes:
+        console.print(f"Changed since this run was started: {'; '.join(changes)}.")
 
 
 def _say_result(console: Console, plan: TrainPlan, result: TrainResult) -> None:
