@@ -1,7 +1,16 @@
-"""Settings for every test."""
+"""Settings for every test, and what more than one folder of tests shares."""
 
+import importlib
 import os
 import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 # Before JAX is imported: the tests run anywhere, and two workers must not fight over all cores.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,3 +18,46 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shell starts what runs in its background with Ctrl-C ignored, and every process from there inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _load(path: Path) -> ModuleType:
+    pytest.register_assert_rewrite(path.stem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        return importlib.import_module(path.stem)
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[[Path], ModuleType]:
+    """Import a module or package that lies beside the tests, which are no package and so cannot import it.
+
+    The last part of its path is its name, which no other has.
+    """
+    return _load
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """``fork_server(module, *serializers)`` starts processes whose code sees the names of a module."""
+    server = _load(Path(__file__).with_name("fork_server.py")).ForkServer
+    with ExitStack() as servers:
+        yield lambda module, *serializers: servers.enter_context(
+            server(module, serializers, tmp_path_factory.mktemp("output"))
+        )
+
+
+@pytest.fixture(scope="session")
+def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[Path]]:
+    """A folder in memory where the system has one, as making files durable takes most of a test's time."""
+
+    @contextmanager
+    def folder() -> Iterator[Path]:
+        memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
+        if not os.access(memory, os.W_OK):
+            yield tmp_path_factory.mktemp("fast")
+            return
+        with tempfile.TemporaryDirectory(dir=memory, prefix="vibe_store-tests-") as name:
+            Path(name).chmod(0o755)
+            yield Path(name)
+
+    return folder

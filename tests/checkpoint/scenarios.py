@@ -1,16 +1,6 @@
-"""Writing to a directory of checkpoints, and what must hold of it afterwards, however the writing went.
+"""Writing to a directory of checkpoints, and what must hold of it afterwards, however the writing went."""
 
-Run as a program, this is a server that runs pieces of code in forked children of its own. It has imported all
-that they need and has never computed with JAX, so forking it is safe and cheap.
-"""
-
-import json
-import os
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +11,6 @@ from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.oneshot import load_metadata, save_checkpoint
 from vibe_store.errors import CheckpointNotFoundError
 from vibe_store.interfaces import StorageBackend
-from vibe_store.registry import get_serializer, open_storage
 
 OLD_STEPS = (1, 2, 3)
 NEW_STEP = 4
@@ -154,46 +143,3 @@ def check_next_writer(storage: StorageBackend) -> None:
     assert not left, left
     root = storage.local_path(".vibe_store/staging")
     assert root is None or not root.exists() or list(root.iterdir()) == []
-
-
-def _serve() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Answer requests; in each forked child, yield the code that it is to run."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer: object = _wait(request["wait"], request["timeout"])
-        else:
-            sys.stdout.flush()
-            answer = os.fork()
-            if answer == 0:
-                output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                yield request["code"], request["arguments"]
-                return
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-        sys.stdout.flush()
-
-
-def _wait(pid: int, timeout: float) -> int | None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    return None
-
-
-if __name__ == "__main__":
-    # What is otherwise imported when it is first used: a child that gives up its rights may not read it then.
-    open_storage(".")
-    get_serializer("eqx")
-    for code, arguments in _serve():
-        # What the code defines outlives the block, so that the interpreter ends as it would for a script.
-        here = globals() | {"Path": Path, "arguments": arguments}
-        try:
-            exec(compile(code, "<child>", "exec"), here)  # noqa: S102 - the tests' own code
-        except Exception:  # noqa: BLE001 - the parent reads the traceback
-            traceback.print_exc()
-            sys.exit(1)

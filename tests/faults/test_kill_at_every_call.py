@@ -72,7 +72,7 @@ def test_killed_at_any_call_a_single_file_is_the_old_one_or_the_new_one(
     status = -signal.SIGKILL
     while status == -signal.SIGKILL:
         save_eqx(path, writing.tree(1))
-        child = writers.start("file", path=str(path), kill_at=len(reached), torn=torn)
+        child = writers.start("save_file(**arguments)", path=str(path), kill_at=len(reached), torn=torn)
         status = child.wait()
         loaded = load_eqx(path, writing.tree(0))
         assert writing.same(loaded, writing.tree(loaded["seed"]))

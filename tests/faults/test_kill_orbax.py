@@ -82,7 +82,7 @@ def test_killed_at_any_moment_every_checkpoint_is_whole_and_what_was_committed_s
     unfinished, longest = 0, 0.0
     for life in range(1 + KILLS):
         lines = len(_said(log))
-        child = writers.start("for ever", root=str(root), serializer="orbax", log=str(log))
+        child = writers.start("save_for_ever(**arguments)", root=str(root), serializer="orbax", log=str(log))
         _wait_for(lines + 1, log, child)
         if life == 0:  # see how long two saves take
             began = time.monotonic()

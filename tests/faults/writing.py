@@ -1,10 +1,8 @@
 """Saving, replacing and deleting in processes that are killed on the way, and what must hold afterwards.
 
-Run as a program, this is a server that runs orders in forked children of its own. It has imported all that
-they need and has never computed with JAX, so forking it is safe and cheap; a tree has NumPy leaves only.
+A tree has NumPy leaves only, so that saving it needs no computing with JAX.
 """
 
-import gc
 import io
 import itertools
 import json
@@ -12,10 +10,7 @@ import os
 import signal
 import sys
 import threading
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,6 @@ from vibe_store.checkpoint.directory import initialize_checkpoint_dir
 from vibe_store.checkpoint.looking import list_checkpoints, load_manifest, verify_checkpoint
 from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.oneshot import load_checkpoint, load_metadata, save_checkpoint
-from vibe_store.registry import get_serializer, open_storage
 from vibe_store.run_dir import RunDir
 from vibe_store.serializers.eqx import save_eqx
 
@@ -287,9 +281,16 @@ def _path(place: Any) -> str:
     return os.fspath(place)
 
 
-def _run_scene(
-    root: str, scene: str, serializer: str, kill_at: int | None, torn: bool, log: str | None
+def run_scene(
+    root: str,
+    scene: str,
+    serializer: str,
+    *,
+    kill_at: int | None = None,
+    torn: bool = False,
+    log: str | None = None,
 ) -> None:
+    """Act a scene, or be killed at a call; report the calls in the file ``log``."""
     calls = Calls(root, kill_at, torn=torn)
     report = None if log is None else Path(log).open("w")  # noqa: SIM115 - before calls are counted
     calls.install()
@@ -299,12 +300,13 @@ def _run_scene(
         report.close()
 
 
-def _save_file(path: str, kill_at: int, torn: bool) -> None:
+def save_file(path: str, kill_at: int, torn: bool) -> None:
+    """Replace a single file, or be killed at a call."""
     Calls(path, kill_at, torn=torn).install()
     save_eqx(path, tree(2))
 
 
-def _save_for_ever(root: str, serializer: str, log: str) -> None:
+def save_for_ever(root: str, serializer: str, log: str) -> None:
     """Save step after step, and at times replace one; write a line once each is committed."""
     with (
         Path(log).open("a", buffering=1) as said,
@@ -318,56 +320,3 @@ def _save_for_ever(root: str, serializer: str, log: str) -> None:
             if step % 3 == 0:
                 _replace(root, serializer, step, 100 * step + 1)
                 said.write(f"{step} {100 * step + 1}\n")
-
-
-_ORDERS: Mapping[str, Callable[..., None]] = {
-    "scene": _run_scene,
-    "file": _save_file,
-    "for ever": _save_for_ever,
-}
-
-
-def _serve() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Answer requests; in each forked child, yield the order that it is to carry out."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer: object = _wait(request["wait"], request["timeout"])
-        else:
-            sys.stdout.flush()
-            answer = os.fork()
-            if answer == 0:
-                output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                yield request["order"], request["arguments"]
-                return
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-        sys.stdout.flush()
-
-
-def _wait(pid: int, timeout: float) -> int | None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    return None
-
-
-if __name__ == "__main__":
-    # What is otherwise imported when it is first used.
-    open_storage(".")
-    for each in sys.argv[1:]:
-        get_serializer(each)
-    gc.collect()
-    gc.freeze()  # else a collection in a child would copy all memory
-    # Libraries have idle threads of their own, of which the children need none.
-    warnings.filterwarnings("ignore", message=".*fork")
-    for order, arguments in _serve():
-        try:
-            _ORDERS[order](**arguments)
-        except Exception:  # noqa: BLE001 - the parent reads the traceback
-            traceback.print_exc()
-            sys.exit(1)
