@@ -15,6 +15,7 @@ from vibe_store.durable_files import (
     discarded,
     explained,
     in_folder,
+    open_new,
     open_temporary,
     remove_abandoned,
     sync,
@@ -44,8 +45,6 @@ from vibe_store.serializers.verifying_reader import Readable, VerifyingReader
 
 __all__ = ["EqxSerializer", "load_eqx", "save_eqx"]
 
-_BUFFER = 1 << 20
-
 
 class EqxSerializer(Serializer):
     """Stores each item as ``<item>.eqx``, in the format of :mod:`vibe_store.serializers.eqx_file`."""
@@ -74,7 +73,7 @@ class EqxSerializer(Serializer):
         flat = flatten(tree, to_save=True)
         values = to_host(flat)
         try:
-            with explained(f"write '{path}'"), path.open("wb", buffering=_BUFFER) as file:
+            with explained(f"write '{path}'"), open_new(path) as file:
                 written = write_file(file, flat.rows, values)
         except BaseException:
             path.unlink(missing_ok=True)
