@@ -4,6 +4,7 @@ What a provider names is imported here, when its name is first used, and not bef
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import operator
@@ -298,9 +299,8 @@ def _call(
 def _check_options(
     row: Registration, target: Callable[..., object], arguments: Sequence[object], options: dict[str, Any]
 ) -> None:
-    try:
-        signature = inspect.signature(target)
-    except ValueError:  # a target written in C may have none; the call itself then says what is wrong
+    signature = _signature(target)
+    if signature is None:  # a target written in C may have none; the call itself then says what is wrong
         return
     try:
         signature.bind(*arguments, **options)
@@ -311,6 +311,14 @@ def _check_options(
         raise InvalidValueError(
             f"The {row} cannot be made with {given}: {error}. It takes {', '.join(taken) or 'no options'}."
         ) from error
+
+
+@functools.cache  # it takes longer than all else here, and a one-shot save waits for it
+def _signature(target: Callable[..., object]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(target)
+    except ValueError:
+        return None
 
 
 def _at_fault(row: Registration, detail: str) -> PluginError:

@@ -219,9 +219,10 @@ def test_a_failure_that_a_script_ends_without_hearing_of_is_on_its_standard_erro
 def test_where_reading_fails_nothing_is_deleted(
     storage: StorageBackend, scenarios: ModuleType, failing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    with scenarios.manager_of(storage) as earlier:
+        earlier.save(1, scenarios.tree(1), metrics={"loss": 1.0})
     faulty = FaultyStorage(storage)
     manager = scenarios.manager_of(faulty, max_to_keep=1, best_fn=lambda metrics: metrics["loss"])
-    manager.save(1, scenarios.tree(1), metrics={"loss": 1.0})
 
     def fails(call: Call) -> bool:
         committed = any(change.keys == ("step_2/manifest.json",) for change in faulty.calls)

@@ -79,15 +79,11 @@ def write_checkpoint(
     return manifest
 
 
-def delete_steps(storage: StorageBackend, doomed: Mapping[int, Manifest]) -> None:
-    """Delete committed checkpoints, given by step: each one's manifest first, its files after."""
+def delete_steps(storage: StorageBackend, doomed: Mapping[int, Set[str]]) -> None:
+    """Delete committed steps, each with the keys of its files: the manifests first, the files after."""
     if not doomed:
         return
-    files = {
-        f"{folder_of(step)}{key}"
-        for step, manifest in doomed.items()
-        for key in (*(file.key for file in manifest.files), PINNED)
-    }
+    files = {key for step, keys in doomed.items() for key in (*keys, f"{folder_of(step)}{PINNED}")}
     with pending.live_attempt() as attempt:
         pending.declare_deletion(storage, attempt, files)
         storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed], durable=False)

@@ -16,7 +16,9 @@ from vibe_store.checkpoint.arguments import (
 )
 from vibe_store.checkpoint.background import BackgroundSave, failure_of
 from vibe_store.checkpoint.commit import Content, delete_steps, info_of, read_manifest, write_checkpoint
+from vibe_store.checkpoint.committed import CommittedSteps
 from vibe_store.checkpoint.layout import MANIFEST, PINNED, check_step, folder_of, read_best, step_folders
+from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.writer import lock_and_sweep
@@ -27,13 +29,11 @@ from vibe_store.errors import (
     CorruptCheckpointError,
     DamagedCheckpointWarning,
     InvalidValueError,
-    NewerFormatError,
     SaveFailedError,
     StepAlreadyExistsError,
     VibeStoreError,
 )
 from vibe_store.interfaces import (
-    Blob,
     Checkpointer,
     CheckpointInfo,
     PyTree,
@@ -113,7 +113,7 @@ class CheckpointManager(Checkpointer):
         self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
         self._storage = open_directory(directory, storage_options)
         self._lease: WriterLease | None = None
-        self._infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
+        self._committed = CommittedSteps(self._storage)
         self._restored: int | None = None
         self._last: CheckpointInfo | None = None
         self._snapshots: dict[str, PyTree] = {}
@@ -188,7 +188,10 @@ class CheckpointManager(Checkpointer):
 
     def best_step(self) -> int | None:
         self._settle()
-        return None if self._best_fn is None else best(self._all_infos(), self._best_fn, self._best_mode)
+        if self._best_fn is None:
+            return None
+        infos = [each.info for each in self._committed.look().values()]
+        return best(infos, self._best_fn, self._best_mode)
 
     def all_steps(self) -> list[int]:
         self._settle()
@@ -271,7 +274,7 @@ class CheckpointManager(Checkpointer):
         What the save before this one listed is good enough to say no, and spares the training thread a
         listing. (To say yes it is not: that save may have deleted the step.)
         """
-        if self._infos and step not in self._infos:
+        if self._committed.surely_lacks(step):
             return False
         manifest = f"{folder_of(step)}{MANIFEST}"
         return any(blob.key == manifest for blob in self._storage.list(manifest))
@@ -296,7 +299,7 @@ class CheckpointManager(Checkpointer):
         manifest = write_checkpoint(self._storage, step, content, self._serializer, replace=False)
         self._last = info_of(manifest, pinned=False)
         try:
-            self._prune()
+            self._prune(manifest)
         except Exception as error:
             raise SaveFailedError(
                 f"Step {step} was saved, but deleting older checkpoints after it failed: {error} "
@@ -304,57 +307,22 @@ class CheckpointManager(Checkpointer):
                 step=step,
             ) from error
 
-    def _prune(self) -> None:
+    def _prune(self, written: Manifest) -> None:
         """Delete what retention gives up; nothing at all where the storage cannot be read."""
         try:
-            infos = self._all_infos(just_written=self._last)
+            committed = self._committed.look(just_written=written)
             marked = read_best(self._storage)
         except (OSError, ValueError) as error:
-            self._prune_later(error)
+            _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
             return
-        steps = [info.step for info in infos if info.step is not None]
+        infos = [each.info for each in committed.values()]
         ranked = None if self._best_fn is None else best(infos, self._best_fn, self._best_mode)
-        last = None if self._last is None else self._last.step
-        restored = (
-            self._restored if last is None or self._restored is None or last <= self._restored else None
-        )
-        protected = {ranked, marked, last, restored, *keep_period_steps(steps, self._keep_period)}
+        last, restored = written.step, self._restored
+        if last is not None and restored is not None and last > restored:
+            restored = None
+        protected = {ranked, marked, last, restored, *keep_period_steps(list(committed), self._keep_period)}
         doomed = sorted(steps_to_delete(infos, self._policy, protected=protected))
-        try:
-            manifests = {step: read_manifest(self._storage, step) for step in doomed}
-        except (OSError, ValueError) as error:
-            self._prune_later(error)
-            return
-        delete_steps(self._storage, manifests)
-
-    def _prune_later(self, error: Exception) -> None:
-        _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
-
-    def _all_infos(self, *, just_written: CheckpointInfo | None = None) -> list[CheckpointInfo]:
-        """Return the record of every committed step that can be read.
-
-        A manifest that did not change is not read again, nor is the one that was just written. A step whose
-        manifest is damaged, or of a newer format, is left out with a log line: it is neither ranked nor
-        deleted.
-        """
-        infos: dict[int, tuple[Blob, CheckpointInfo]] = {}
-        for folder in step_folders(self._storage, frozenset()):
-            if folder.manifest is None:
-                continue
-            manifest, info = self._infos.get(folder.step, (None, None))
-            if just_written is not None and folder.step == just_written.step:
-                manifest, info = folder.manifest, just_written
-            if info is None or manifest != folder.manifest or info.pinned != folder.pinned:
-                try:
-                    info = info_of(read_manifest(self._storage, folder.step), pinned=folder.pinned)
-                except CheckpointNotFoundError:
-                    continue  # deleted meanwhile
-                except (CorruptCheckpointError, NewerFormatError) as error:
-                    _log.warning("Step %d is left alone: %s", folder.step, error)
-                    continue
-            infos[folder.step] = (folder.manifest, info)
-        self._infos = infos
-        return [info for _, info in infos.values()]
+        delete_steps(self._storage, {step: committed[step].keys for step in doomed})
 
     def _load(self, step: int, likes: Mapping[str, PyTree], *, partial: bool) -> dict[str, PyTree]:
         return load_items(

@@ -202,6 +202,8 @@ class LocalStorage(StorageBackend):
         """Where a key is, its parents free of symbolic links; refused where a link leads out of the root."""
         check_key(key)
         root = self._real_root()
+        if not _has_link(root, key):
+            return root / key
         folder, _, name = key.rpartition("/")
         path = Path(os.path.realpath(root / folder)) / name
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -340,6 +342,19 @@ def _unlock_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+def _has_link(root: Path, key: str) -> bool:
+    """Whether a part of the path of a key below the root is a symbolic link."""
+    path = str(root)
+    for name in key.split("/"):
+        path = os.path.join(path, name)  # noqa: PTH118 - pathlib took a tenth of the time of a small save
+        try:
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                return True
+        except OSError:
+            return False  # there is nothing, or whoever uses the path is told what is wrong with it
+    return False
 
 
 def _path_of(url: str) -> Path:
