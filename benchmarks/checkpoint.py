@@ -76,10 +76,12 @@ class Contender:
         save: begins to save into a folder and returns what waits until it is done; the caller may change the
             state once it has returned.
         restore: loads what was saved there, into arrays like those of the state.
+        remove: removes what was saved in another folder than that one.
     """
 
     save: Callable[[State, Path], Callable[[], None]]
     restore: Callable[[State, Path], Any]
+    remove: Callable[[], None] = lambda: None
 
 
 def done() -> None:
@@ -124,16 +126,25 @@ def restore_ours(state: State, folder: Path) -> Any:
 
 
 class Managed:
-    """One manager for all repeats, as a training run has it: the memory of its snapshot is used again."""
+    """One manager for all repeats, as a training run has it: the memory of its snapshot is used again.
 
-    def __init__(self, serializer: str) -> None:
-        self._serializer, self._step = serializer, 0
+    With ``keep`` it deletes the step before once a save is committed, which nobody else here does: the time
+    until all is done then includes that.
+    """
+
+    def __init__(self, serializer: str, *, keep: int | None = None) -> None:
+        self._serializer, self._keep, self._step = serializer, keep, 0
         self._manager: CheckpointManager | None = None
+        self._run = Path()
+
+    def contender(self) -> Contender:
+        return Contender(self.save, self.restore, self.remove)
 
     def save(self, state: State, folder: Path) -> Callable[[], None]:
         if self._manager is None:
-            run = folder.parent / f"run_{self._serializer}"
-            self._manager = CheckpointManager(run, max_to_keep=1, serializer=self._serializer)
+            self._run = folder.parent / f"run_{self._serializer}_{self._keep}"
+            keep = 10**9 if self._keep is None else self._keep
+            self._manager = CheckpointManager(self._run, max_to_keep=keep, serializer=self._serializer)
         self._step += 1
         self._manager.save(self._step, state)
         return self._manager.wait
@@ -141,6 +152,10 @@ class Managed:
     def restore(self, state: State, _folder: Path) -> Any:
         assert self._manager is not None
         return self._manager.restore(None, state)
+
+    def remove(self) -> None:
+        if self._keep is None:
+            shutil.rmtree(self._run / f"step_{self._step}")
 
 
 def save_equinox(*, durable: bool) -> Callable[[State, Path], Callable[[], None]]:
@@ -188,13 +203,13 @@ def restore_orbax(state: State, folder: Path) -> Any:
 
 
 def contenders() -> dict[str, Contender]:
-    managed, managed_orbax = Managed("eqx"), Managed("orbax")
     return {
         LIMIT: Contender(write_bytes, read_bytes),
         "vibe_store": Contender(save_ours("eqx"), restore_ours),
-        "vibe_store manager": Contender(managed.save, managed.restore),
+        "vibe_store manager": Managed("eqx").contender(),
+        "vibe_store manager, keep 1": Managed("eqx", keep=1).contender(),
         "vibe_store orbax": Contender(save_ours("orbax"), restore_ours),
-        "vibe_store orbax manager": Contender(managed_orbax.save, managed_orbax.restore),
+        "vibe_store orbax manager": Managed("orbax").contender(),
         "equinox": Contender(save_equinox(durable=False), restore_equinox),
         "equinox + fsync": Contender(save_equinox(durable=True), restore_equinox),
         "safetensors + fsync": Contender(save_safetensors, restore_safetensors),
@@ -223,6 +238,7 @@ def measure(contender: Contender, state: State, folder: Path) -> tuple[float, fl
     jax.block_until_ready(restored)
     restore = time.perf_counter() - began
     shutil.rmtree(folder)
+    contender.remove()
     return blocked, durable, restore
 
 
@@ -250,7 +266,7 @@ def compare(name: str, repeats: int, root: Path) -> None:
         for contender in order:
             seconds[contender].append(measure(all_of_them[contender], state, root / "state"))
     print(
-        f"{'':26}"
+        f"{'':28}"
         + "".join(f"{figure:>12}{'ratio':>8}{'interval':>15}" for figure in FIGURES)
         + f"{'memory':>10}"
     )
@@ -264,7 +280,7 @@ def compare(name: str, repeats: int, root: Path) -> None:
                 f"{statistics.median(row[index] for row in mine) * 1e3:>9.1f} ms"
                 f"{statistics.median(ratios):>8.2f}{f'{low:.2f} to {high:.2f}':>15}"
             )
-        print(f"{contender:26}{''.join(cells)}{peak_memory(name, contender, root) / MB:>7.0f} MB", flush=True)
+        print(f"{contender:28}{''.join(cells)}{peak_memory(name, contender, root) / MB:>7.0f} MB", flush=True)
 
 
 def peak_memory(state: str, contender: str, root: Path) -> float:

@@ -2,14 +2,13 @@
 
 import errno
 import fcntl
-import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "EarlyWriter",
     "copy",
     "create",
     "discarded",
     "explained",
     "in_folder",
-    "open_new",
     "open_temporary",
     "remove_abandoned",
     "remove_if_abandoned",
@@ -35,7 +34,6 @@ _T = TypeVar("_T")
 TEMPORARY_PREFIX = ".vibe-store-tmp-"
 """How the names of unfinished files begin; no key of a storage may hold such a name."""
 
-_BUFFER = 1 << 16
 _EARLY = 8 << 20
 
 _ATTEMPTS = 100
@@ -80,35 +78,11 @@ def _make_folder(folder: Path, changed: Callable[[Path], None]) -> None:
         changed(new.parent)
 
 
-class _EarlyFile(io.FileIO):
-    """A file whose bytes begin to go to the disk while more are being written, so that its sync is short."""
-
-    _told = 0
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        count = super().write(data)
-        written = self.tell()
-        if written - self._told >= _EARLY and hasattr(os, "posix_fadvise"):
-            # Linux starts to write what is dirty when told that it is not needed in memory.
-            os.posix_fadvise(self.fileno(), self._told, written - self._told, os.POSIX_FADV_DONTNEED)
-            self._told = written
-        return count
-
-
-def open_new(path: Path) -> BinaryIO:
-    """Open a file that does not exist yet, to be written front to back and then synced.
-
-    Raises:
-        FileExistsError: it does.
-    """
-    return cast("BinaryIO", io.BufferedWriter(_EarlyFile(path, "xb"), _BUFFER))
-
-
 def open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
     """Make an empty hidden file, locked while it is open, so that nobody takes it for a dead writer's."""
     while True:
         path = folder / f"{TEMPORARY_PREFIX}{uuid4().hex}"
-        file = open_new(path)
+        file = path.open("xb")
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         except OSError as error:
@@ -119,6 +93,25 @@ def open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
         if os.fstat(file.fileno()).st_nlink > 0:
             return file, path
         file.close()  # swept before it was locked
+
+
+class EarlyWriter:
+    """Writes to a file whose bytes begin to go to the disk while more come, so that its sync is short."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._written = self._told = 0
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write all of it."""
+        count = self._file.write(data)
+        self._written += count
+        if self._written - self._told >= _EARLY and hasattr(os, "posix_fadvise"):
+            # Told that bytes are not needed in memory, Linux begins to write those that are not on the disk.
+            extent = self._written - self._told
+            os.posix_fadvise(self._file.fileno(), self._told, extent, os.POSIX_FADV_DONTNEED)
+            self._told = self._written
+        return count
 
 
 @contextmanager

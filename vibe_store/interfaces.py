@@ -381,6 +381,7 @@ class Checkpointer(ABC):
             CheckpointNotFoundError: there is no such step, or no step at all, or no such item.
             TemplateMismatchError: a template and the checkpoint differ.
             CorruptCheckpointError: the step does not verify.
+            OSError: the storage failed. No older step is restored instead, as the newest one may be whole.
         """
 
     @abstractmethod

@@ -127,8 +127,8 @@ def remove_unnamed(storage: StorageBackend, prefixes: Iterable[str]) -> None:
         storage.delete(sorted(garbage), durable=False)
 
 
-def sweep(storage: StorageBackend, *, older_than: float) -> None:
-    """Remove what dead writers left.
+def sweep(storage: StorageBackend, *, older_than: float) -> bool:
+    """Remove what dead writers left; return whether there was any.
 
     ``older_than`` is how many seconds ago an attempt of another process must have begun to be called dead; 0
     where the caller has made sure that no other process is writing.
@@ -136,10 +136,12 @@ def sweep(storage: StorageBackend, *, older_than: float) -> None:
     An attempt whose keys cannot be told from a committed checkpoint's, because a manifest cannot be read, is
     left for later, with a log line. What was set aside stays.
     """
+    found = False
     for blob in list(storage.list(_PENDING)):
         attempt = _attempt(blob)
         if _is_alive(attempt) or (older_than > 0 and time.time() - blob.modified < older_than):
             continue
+        found = True
         try:
             keys = _keys(storage.read(blob.key, 0, MAX_JSON_BYTES + 1))
             garbage = keys - _in_use(storage, keys) - pending_keys(storage, apart_from=attempt)
@@ -151,19 +153,23 @@ def sweep(storage: StorageBackend, *, older_than: float) -> None:
         _log.info("Swept %d objects that the attempt %s left in %s.", len(garbage), attempt, storage.url)
     root = storage.local_path("")
     if root is not None:
-        _sweep_staging(Path(os.path.realpath(root), _STAGING))
+        found |= _sweep_staging(Path(os.path.realpath(root), _STAGING))
+    return found
 
 
-def _sweep_staging(staging: Path) -> None:
+def _sweep_staging(staging: Path) -> bool:
     if not staging.is_dir() or Path(os.path.realpath(staging)) != staging:
-        return  # what a symbolic link leads to was staged by nobody
+        return False  # what a symbolic link leads to was staged by nobody
+    found = False
     for path in staging.iterdir():
         if _is_alive(path.name):
             continue
+        found = True
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+    return found
 
 
 def _keys(data: bytes) -> frozenset[str]:

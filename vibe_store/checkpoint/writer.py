@@ -5,6 +5,7 @@ from typing import Final
 from vibe_store.checkpoint import pending
 from vibe_store.checkpoint.layout import OWN, sweep_unfinished_best
 from vibe_store.checkpoint.writer_lock import Purpose, WriterLease, acquire_writer_lock
+from vibe_store.durable_files import remove_abandoned
 from vibe_store.interfaces import StorageBackend
 
 __all__ = ["lock_and_sweep"]
@@ -26,9 +27,13 @@ def lock_and_sweep(storage: StorageBackend, purpose: Purpose) -> WriterLease:
         return WriterLease.without_lock()
     lease = acquire_writer_lock(path, purpose)
     try:
-        pending.sweep(storage, older_than=0.0)
-        storage.sweep()
-        sweep_unfinished_best(path.parent.parent)
+        found = pending.sweep(storage, older_than=0.0)
+        remove_abandoned(path.parent)
+        # Looking everywhere takes a while where there are many steps, and whoever died in the midst of a save
+        # has left a list of it.
+        if found or purpose == "manager":
+            storage.sweep()
+            sweep_unfinished_best(path.parent.parent)
     except BaseException:
         lease.release()
         raise

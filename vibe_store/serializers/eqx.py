@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 
 from vibe_store.durable_files import (
+    EarlyWriter,
     discarded,
     explained,
     in_folder,
-    open_new,
     open_temporary,
     remove_abandoned,
     sync,
@@ -45,6 +45,8 @@ from vibe_store.serializers.verifying_reader import Readable, VerifyingReader
 
 __all__ = ["EqxSerializer", "load_eqx", "save_eqx"]
 
+_BUFFER = 1 << 18
+
 
 class EqxSerializer(Serializer):
     """Stores each item as ``<item>.eqx``, in the format of :mod:`vibe_store.serializers.eqx_file`."""
@@ -73,8 +75,8 @@ class EqxSerializer(Serializer):
         flat = flatten(tree, to_save=True)
         values = to_host(flat)
         try:
-            with explained(f"write '{path}'"), open_new(path) as file:
-                written = write_file(file, flat.rows, values)
+            with explained(f"write '{path}'"), path.open("xb", buffering=_BUFFER) as file:
+                written = write_file(EarlyWriter(file), flat.rows, values)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -134,7 +136,7 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
         file, temporary = opened
         if mode is not None:  # before anything is in it that not everybody may read
             os.fchmod(file.fileno(), mode)
-        write_file(file, flat.rows, values)
+        write_file(EarlyWriter(file), flat.rows, values)
         file.flush()
         sync(file.fileno())
         temporary.replace(target)
