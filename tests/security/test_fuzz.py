@@ -204,7 +204,7 @@ def _try(watch: Any, is_sentence: Any, root: Path, door: Callable[[], Any]) -> A
     finally:
         tracemalloc.stop()
     assert time.monotonic() - start < MOST_SECONDS
-    # (Of what fails within Orbax, asyncio prints tracebacks: that reads lines of source, and compiles them.)
+    # (Where a traceback is shortened, as JAX does, lines of source are read and compiled.)
     assert not [code for code in seen.code if not code.startswith("compile")]
     outside = seen.outside(root, Path(tempfile.gettempdir()) / "vibe_store-")
     assert not [path for path in outside if not path.endswith(".py")]
@@ -305,11 +305,6 @@ def test_a_manifest_of_orbax_changed_at_random(
         _check_same(loaded, target.tree, values="leaves" not in touched)
 
 
-@pytest.mark.skipif(
-    "VIBE_STORE_FUZZ_EXAMPLES" not in os.environ,
-    reason="whenever Orbax fails to read, its event loop leaves warnings behind in whatever test comes next",
-)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @fuzz_orbax
 @given(data=st.data())
 def test_a_file_of_orbax_changed_at_random(

@@ -276,6 +276,7 @@ def test_a_url_that_cannot_be_opened_is_named_without_its_credentials(url: str, 
         _check(shown.out + shown.err)
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot create an object only if it does not exist")
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "--json"], ["show"], ["show", "--json"], ["verify"]])
 def test_the_command_shows_no_credentials(arguments: list[str], capsys: Any) -> None:
     url = _url()

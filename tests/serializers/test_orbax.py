@@ -137,7 +137,7 @@ def test_an_item_whose_folder_would_mean_something_else_is_refused(item: str, tm
     assert CheckpointManager(tmp_path).all_steps() == []
 
 
-def test_a_partial_template_has_only_its_own_leaves_read_by_orbax(tmp_path: Path, folder_source: Any) -> None:
+def test_a_partial_template_has_only_its_own_leaves_read(tmp_path: Path, folder_source: Any) -> None:
     tree = {"small": np.ones(10), "large": [np.ones(1 << 17), np.ones(1 << 17)]}
     serializer = OrbaxSerializer()
     source = folder_source(tmp_path, serializer.save(tree, tmp_path, "state"))
@@ -170,7 +170,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
-    caplog.clear()  # Orbax logs the failure, too
+    assert caplog.text == ""
 
 
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:

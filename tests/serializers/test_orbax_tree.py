@@ -8,14 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vibe_store.serializers.orbax_tree import leaf_at, places
-from vibe_store.serializers.places import nest
+from vibe_store.serializers.orbax_tree import places
+from vibe_store.serializers.places import Place, nest
 from vibe_store.serializers.tree import describe
 
 
 def shape_of(tree: Any) -> Any:
     """The tree that Orbax sees, with the path of each leaf in its place."""
     return nest({place: path for path, place in places(row.path for row in describe(tree)).items()})
+
+
+def leaf_at(tree: Any, place: Place) -> Any:
+    for level in place:
+        tree = tree[level]
+    return tree
 
 
 def test_attributes_and_keys_are_names_and_tuples_are_lists(nodes: Any) -> None:

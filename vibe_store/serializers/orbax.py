@@ -1,11 +1,13 @@
 """The serializer ``orbax``: pytrees in the format of Orbax, readable by plain Orbax, verified when loaded."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,12 @@ import xxhash
 from orbax.checkpoint import v1 as ocp
 
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError
-from vibe_store.interfaces import FileEntry, Leaf, PyTree, SavedItem, Serializer, Source
+from vibe_store.interfaces import FileEntry, PyTree, SavedItem, Serializer, Source
 from vibe_store.serializers.host import rebuild, snapshot, table_values, to_host
-from vibe_store.serializers.orbax_tree import (
-    array_type,
-    from_orbax,
-    has_array,
-    leaf_at,
-    places,
-    to_orbax,
-)
+from vibe_store.serializers.orbax_read import read_arrays
+from vibe_store.serializers.orbax_tree import has_array, places, stored_name, to_orbax
 from vibe_store.serializers.places import nest
-from vibe_store.serializers.rows import brief
-from vibe_store.serializers.tree import (
-    HostCopy,
-    NDArray,
-    compare,
-    dtype_named,
-    flatten,
-    show_path,
-    warn_of_other_callables,
-)
+from vibe_store.serializers.tree import HostCopy, compare, dtype_named, flatten, warn_of_other_callables
 
 __all__ = ["OrbaxSerializer"]
 
@@ -44,6 +31,7 @@ _MARKERS = ("orbax.checkpoint", "_CHECKPOINT_METADATA")
 
 _UNUSABLE_ITEM = re.compile(r"step_[0-9]+|metrics|_CHECKPOINT_.*")
 _CHUNK = 4 << 20
+_MOMENTS, _MOMENT_SECS = 10, 0.05
 _OS_ERROR = re.compile(r"\[os_error_code='([0-9]+)'\]")
 
 
@@ -75,9 +63,10 @@ class OrbaxSerializer(Serializer):
       and for arrays without elements, whose shape and dtype are there. A tree of such leaves alone, or of
       none, is ``{"nothing_stored": 1}``.
 
-    Files are the fewest that Orbax writes: all arrays of an item are packed in one OCDBT database. Sharded
-    arrays are gathered on the host, and loading places arrays as the template asks, on any number of devices.
-    The arrays must be in reach of one process, and only a job of one process can save and load.
+    Files are the fewest that Orbax writes: all arrays of an item are packed in one OCDBT database. Loading
+    reads them with TensorStore, as Orbax would, having checked what each claims to be. Sharded arrays are
+    gathered on the host, and loading places arrays as the template asks, on any number of devices. The arrays
+    must be in reach of one process, and only a job of one process can save and load.
 
     Args:
         compress: compress arrays with zstd. It saves little on random floats, and takes time and memory.
@@ -127,7 +116,7 @@ class OrbaxSerializer(Serializer):
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:
         """Return a tree of the structure of ``like`` with the saved leaves.
 
-        Every file of the item is verified first. With ``partial=True``, Orbax reads only what ``like`` has.
+        Every file of the item is verified first. With ``partial=True``, only what ``like`` has is read.
 
         Raises:
             TemplateMismatchError: a leaf differs in path, shape, dtype or kind; all differences are in it.
@@ -142,7 +131,12 @@ class OrbaxSerializer(Serializer):
         stored = [row for row in source.leaves if row.path in wanted and row.shape is not None]
         with tempfile.TemporaryDirectory(prefix="vibe_store-") as folder:
             _link(source, item, Path(folder))
-            arrays = _read(Path(folder), item, source.leaves, [row for row in stored if has_array(row)])
+            where = places(row.path for row in source.leaves)
+            arrays = read_arrays(
+                Path(folder) / item,
+                {stored_name(where[row.path]): row for row in stored if has_array(row)},
+                leaves=len(source.leaves),
+            )
         empty = {
             row.path: np.empty(row.shape or (), dtype_named(row.dtype))
             for row in stored
@@ -156,7 +150,7 @@ class OrbaxSerializer(Serializer):
         # Orbax makes a folder of its own, so its parts are moved out of one that is beside their places.
         beside = directory / f".{item}-orbax"
         try:
-            with _failure_of_storage(directory / item), _saving(compress=self._compress):
+            with _failure_of_storage(directory / item), _not_logged(), _saving(compress=self._compress):
                 ocp.save(beside, state, checkpointable_name=item)
             (beside / item).rename(directory / item)
             names = [path.relative_to(directory).as_posix() for path in _files(directory / item)]
@@ -164,10 +158,20 @@ class OrbaxSerializer(Serializer):
                 if not (directory / marker).exists():  # else another item of the checkpoint has it
                     (beside / marker).rename(directory / marker)
                     names.append(marker)
+        except BaseException:
+            # Writes that were under way when another failed may still make files for a moment.
+            for _ in range(_MOMENTS):
+                _remove(directory, beside.name)
+                time.sleep(_MOMENT_SECS)
+            raise
         finally:
-            for leftover in directory.glob(f"{beside.name}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _remove(directory, beside.name)
         return names
+
+
+def _remove(directory: Path, prefix: str) -> None:
+    for leftover in directory.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_job() -> None:
@@ -183,9 +187,32 @@ def _check_job() -> None:
 def _saving(*, compress: bool) -> Iterator[None]:
     context = ocp.Context()
     context.array.saving.use_compression = compress
+    context.array.saving.use_ocdbt = context.array.saving.use_zarr3 = True  # which is what is read here
+    # Otherwise, where folders cannot be made, threads wait for them for minutes after that was raised.
+    context.asynchronous.create_directories_asynchronously = False
     context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
     with context:
         yield
+
+
+@contextlib.contextmanager
+def _not_logged() -> Iterator[None]:
+    """Have Orbax not log as an error what it also raises.
+
+    That its event loop is closed when it fails, while other writes are under way, it may still print: who
+    makes those loops is a setting of the whole process, and so the caller's.
+    """
+    logger = logging.getLogger("absl")
+    of_orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or of_orbax not in record.pathname
+
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 @contextlib.contextmanager
@@ -232,34 +259,3 @@ def _link(source: Source, item: str, folder: Path) -> None:
             ) from error
     if not (folder / item).is_dir():
         raise CorruptCheckpointError(f"The checkpoint names no file of Orbax for its item {item!r}.")
-    for marker in _MARKERS:
-        (folder / marker).write_text("{}" if marker.startswith("_") else "")
-
-
-def _read(folder: Path, item: str, rows: Sequence[Leaf], wanted: Sequence[Leaf]) -> Mapping[str, NDArray]:
-    """Have Orbax read the data of the wanted leaves, by path."""
-    if not wanted:
-        return {}
-    where = places(row.path for row in rows)
-    template = {where[row.path]: ocp.PLACEHOLDER if has_array(row) else None for row in rows}
-    template |= {where[row.path]: _template(row) for row in wanted}
-    try:
-        with ocp.Context():  # not the caller's, if there is one
-            state = ocp.load(folder, nest(template), checkpointable_name=item)
-        return {row.path: _checked(row, leaf_at(state, where[row.path])) for row in wanted}
-    except MemoryError:
-        raise
-    except Exception as error:  # where files are verified: they are not what Orbax can read
-        raise CorruptCheckpointError(f"Orbax cannot read the item {item!r}: {brief(str(error))}") from error
-
-
-def _template(row: Leaf) -> NDArray:
-    """Return what makes Orbax read a leaf into a NumPy array: one of that type, which takes no memory."""
-    shape, dtype = array_type(row)
-    return np.broadcast_to(np.empty((), dtype), shape)
-
-
-def _checked(row: Leaf, array: Any) -> NDArray:
-    if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != array_type(row):
-        raise TypeError(f"{show_path(row.path)} is read as {array!r:.80}")
-    return from_orbax(row, array)

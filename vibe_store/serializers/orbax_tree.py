@@ -15,7 +15,7 @@ from vibe_store.serializers.places import Place, natural_places
 from vibe_store.serializers.rows import STORED_KINDS
 from vibe_store.serializers.tree import NDArray, dtype_named
 
-__all__ = ["array_type", "from_orbax", "has_array", "leaf_at", "places", "to_orbax"]
+__all__ = ["array_type", "from_orbax", "has_array", "places", "stored_name", "to_orbax"]
 
 # Of these types Orbax stores every bit pattern of every element.
 _NATIVE = frozenset(
@@ -41,11 +41,9 @@ def places(paths: Iterable[str]) -> dict[str, Place]:
     return {path: (quote(path, safe="[]<>()'\". ,:", errors="surrogatepass"),) for path in paths}
 
 
-def leaf_at(tree: Any, place: Place) -> Any:
-    """Return the leaf at a place of a tree of :func:`nest`."""
-    for level in place:
-        tree = tree[level]
-    return tree
+def stored_name(place: Place) -> str:
+    """Return the name that Orbax stores the array at a place by."""
+    return ".".join(map(str, place))
 
 
 def has_array(row: Leaf) -> bool:

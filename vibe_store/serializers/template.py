@@ -25,7 +25,7 @@ class SavedCallable:
     def __init__(self, name: str) -> None:
         self.name = name
         # By these a leaf table names a callable; nothing of that name is imported or called.
-        self.__qualname__ = name
+        self.__qualname__ = self.__name__ = name
         self.__module__ = None  # type: ignore[assignment] # the name says it already
 
     def __repr__(self) -> str:
