@@ -11,8 +11,10 @@ import pytest
 
 from vibe_store.checkpoint import (
     CheckpointManager,
+    initialize_checkpoint_dir,
     list_checkpoints,
     load_checkpoint,
+    load_metadata,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -179,6 +181,30 @@ def test_a_reader_of_a_step_that_is_replaced_meanwhile_gets_the_new_one(
     loaded = load_checkpoint(Reading(storage, Fault(replace_once)), scenarios.tree(0), step=3)
     assert len(done) == 2
     assert scenarios.same(loaded, scenarios.tree(33))
+
+
+@pytest.mark.parametrize("look", ["restore", "load the metadata", "verify", "resume"])
+def test_whoever_looks_at_a_step_while_it_is_replaced_finds_the_old_one_or_the_new_one_whole(
+    storage: StorageBackend, scenarios: ModuleType, look: str
+) -> None:
+    def is_whole(faulty: StorageBackend) -> bool:
+        if look == "load the metadata":
+            return load_metadata(faulty, step=2) in ({"seed": 2}, {"seed": 3})
+        if look == "verify":
+            return verify_checkpoint(faulty) == []
+        if look == "resume":
+            return initialize_checkpoint_dir(faulty, resume=True)[0].latest_step() == 2
+        loaded = scenarios.manager_of(faulty).restore(None, scenarios.tree(0))
+        return any(scenarios.same(loaded, scenarios.tree(seed)) for seed in (2, 3))
+
+    for index in itertools.count():
+        for step in (1, 2):
+            save_checkpoint(storage, scenarios.tree(step), step=step, metadata={"seed": step})
+        replace = partial(save_checkpoint, storage, scenarios.tree(3), step=2, metadata={"seed": 3})
+        faulty, done = _interrupted(storage, index, replace)
+        assert is_whole(faulty)
+        if not done:
+            break
 
 
 def test_restoring_the_newest_while_a_writer_deletes_it_gives_the_newer_one(

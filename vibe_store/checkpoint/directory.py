@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from vibe_store.checkpoint import pending
-from vibe_store.checkpoint.commit import read_manifest
 from vibe_store.checkpoint.layout import (
     BEST,
     MANIFEST,
@@ -17,10 +17,13 @@ from vibe_store.checkpoint.layout import (
     step_folders,
 )
 from vibe_store.checkpoint.manager import CheckpointManager
+from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
+from vibe_store.checkpoint.reading import of_one_manifest
 from vibe_store.checkpoint.source import check_file
 from vibe_store.checkpoint.writer import lock_and_sweep
 from vibe_store.errors import (
+    CheckpointNotFoundError,
     CheckpointsExistError,
     CorruptCheckpointError,
     DamagedCheckpointWarning,
@@ -139,8 +142,9 @@ def _set_damaged_aside(storage: StorageBackend, verify: Verify) -> None:
     steps = [folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"]
     for step in reversed(steps):
         try:
-            for file in read_manifest(storage, step).files:
-                check_file(storage, folder_of(step), file, verify=verify)
+            of_one_manifest(storage, step, partial(_check_files, storage, step, verify))
+        except CheckpointNotFoundError:
+            continue  # deleted meanwhile
         except CorruptCheckpointError as error:
             kept = _set_aside(storage, step)
             warnings.warn(
@@ -151,6 +155,11 @@ def _set_damaged_aside(storage: StorageBackend, verify: Verify) -> None:
             )
         else:
             return
+
+
+def _check_files(storage: StorageBackend, step: int, verify: Verify, manifest: Manifest) -> None:
+    for file in manifest.files:
+        check_file(storage, folder_of(step), file, verify=verify)
 
 
 def _set_aside(storage: StorageBackend, step: int) -> str:

@@ -4,6 +4,7 @@ Imports no JAX, so that the command line answers at once.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from vibe_store.checkpoint.layout import (
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, locate, open_directory
 from vibe_store.checkpoint.pending import pending_keys
-from vibe_store.checkpoint.reading import check_verify
+from vibe_store.checkpoint.reading import check_verify, of_one_manifest
 from vibe_store.checkpoint.source import check_file
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import CheckpointInfo, StorageBackend, Verify
@@ -130,19 +131,29 @@ def verify_checkpoint(
         steps.insert(0, None)
     if not steps:
         raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
-    return [fault for each in steps for fault in _faults(storage, each, level)]
+    faults = []
+    for each in steps:
+        with suppress(CheckpointNotFoundError):  # deleted meanwhile
+            faults += _faults(storage, each, level)
+    return faults
 
 
 def _faults(storage: StorageBackend, step: int | None, level: Verify) -> list[Fault]:
     folder = folder_of(step)
+    faults: list[Fault] = []
+
+    def check(manifest: Manifest) -> None:
+        faults.clear()
+        for file in manifest.files:
+            try:
+                check_file(storage, folder, file, verify=level)
+            except CorruptCheckpointError as error:
+                faults.append(Fault(step, f"{folder}{file.key}", str(error)))
+        if faults:
+            raise CorruptCheckpointError(faults[0].problem)
+
     try:
-        manifest = read_manifest(storage, step)
+        of_one_manifest(storage, step, check)
     except (CorruptCheckpointError, NewerFormatError) as error:
-        return [Fault(step, f"{folder}{MANIFEST}", str(error))]
-    faults = []
-    for file in manifest.files:
-        try:
-            check_file(storage, folder, file, verify=level)
-        except CorruptCheckpointError as error:
-            faults.append(Fault(step, f"{folder}{file.key}", str(error)))
-    return faults
+        return faults or [Fault(step, f"{folder}{MANIFEST}", str(error))]
+    return []

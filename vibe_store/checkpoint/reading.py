@@ -1,8 +1,8 @@
 """Reading what a manifest names, verified: sizes and checksums on the way, before anything is returned."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from vibe_store.checkpoint.commit import read_manifest
 from vibe_store.checkpoint.layout import folder_of
@@ -17,7 +17,9 @@ from vibe_store.errors import (
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
 from vibe_store.registry import get_serializer
 
-__all__ = ["check_verify", "load_items", "load_metadata_of"]
+__all__ = ["check_verify", "load_items", "load_metadata_of", "of_one_manifest"]
+
+_T = TypeVar("_T")
 
 
 def check_verify(verify: str) -> Verify:
@@ -54,42 +56,64 @@ def load_items(
         TemplateMismatchError: a template and an item differ.
         CorruptCheckpointError: the manifest or a file is missing or is not what was written.
     """
+
+    def load(manifest: Manifest) -> dict[str, PyTree]:
+        return {
+            name: _load_item(
+                storage,
+                folder_of(step),
+                manifest,
+                name,
+                like,
+                partial=partial,
+                verify=verify,
+                serializer=serializer,
+            )
+            for name, like in likes.items()
+        }
+
+    return of_one_manifest(storage, step, load)
+
+
+def load_metadata_of(storage: StorageBackend, step: int | None) -> dict[str, Any] | None:
+    """Return the metadata of one committed checkpoint, or None where it has none.
+
+    Raises:
+        CheckpointNotFoundError: there is no such checkpoint.
+        CorruptCheckpointError: the manifest or the metadata is missing or is not what was written.
+    """
+
+    def load(manifest: Manifest) -> dict[str, Any] | None:
+        if manifest.metadata is None:
+            return None
+        with ExitStack() as stack:
+            with open_file(storage, folder_of(step), manifest.metadata, stack, verify="full") as stream:
+                data = stream.read()
+            metadata = strict_json(data)
+        if not isinstance(metadata, dict):
+            where = f"{storage.url}/{folder_of(step)}{manifest.metadata.key}"
+            raise CorruptCheckpointError(f"The metadata in {where} is no JSON object.")
+        return metadata
+
+    return of_one_manifest(storage, step, load)
+
+
+def of_one_manifest(storage: StorageBackend, step: int | None, load: Callable[[Manifest], _T]) -> _T:
+    """Load what a manifest names; again, where the checkpoint was replaced and its files went meanwhile.
+
+    Raises:
+        CheckpointNotFoundError: there is no such checkpoint, or not any more.
+        CorruptCheckpointError: the manifest is damaged, or ``load`` says that a file of it is.
+    """
     manifest = read_manifest(storage, step)
     while True:
         try:
-            return {
-                name: _load_item(
-                    storage,
-                    folder_of(step),
-                    manifest,
-                    name,
-                    like,
-                    partial=partial,
-                    verify=verify,
-                    serializer=serializer,
-                )
-                for name, like in likes.items()
-            }
+            return load(manifest)
         except CorruptCheckpointError:
             again = read_manifest(storage, step)
             if again.attempt == manifest.attempt:
                 raise
             manifest = again
-
-
-def load_metadata_of(storage: StorageBackend, step: int | None) -> dict[str, Any] | None:
-    """Return the metadata of one committed checkpoint, or None where it has none."""
-    manifest = read_manifest(storage, step)
-    if manifest.metadata is None:
-        return None
-    with ExitStack() as stack:
-        with open_file(storage, folder_of(step), manifest.metadata, stack, verify="full") as stream:
-            data = stream.read()
-        metadata = strict_json(data)
-    if not isinstance(metadata, dict):
-        where = f"{storage.url}/{folder_of(step)}{manifest.metadata.key}"
-        raise CorruptCheckpointError(f"The metadata in {where} is no JSON object.")
-    return metadata
 
 
 def _load_item(
