@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from vibe_store.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from vibe_store.errors import CorruptCheckpointError, StepAlreadyExistsError
+from vibe_store.errors import CorruptCheckpointError, SaveFailedError, StepAlreadyExistsError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.local import LocalStorage
 from vibe_store.testing import Call, Fault, FaultyStorage
@@ -181,6 +182,31 @@ def test_a_reader_of_a_step_that_is_replaced_meanwhile_gets_the_new_one(
     loaded = load_checkpoint(Reading(storage, Fault(replace_once)), scenarios.tree(0), step=3)
     assert len(done) == 2
     assert scenarios.same(loaded, scenarios.tree(33))
+
+
+def test_a_step_that_was_replaced_just_after_its_save_is_deleted_whole_by_whoever_saved_it(
+    tmp_path: Path, scenarios: ModuleType
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    for index in itertools.count():
+        first, second = 10 * index + 10, 10 * index + 11
+        replace = partial(save_checkpoint, storage, scenarios.tree(2), step=first)
+        faulty, done = _interrupted(storage, index, replace)
+        manager = scenarios.manager_of(faulty, max_to_keep=1)
+        with suppress(StepAlreadyExistsError):
+            scenarios.save(manager, first, 1)
+
+        def deletes_it(call: Call, manifest: str = f"step_{first}/manifest.json") -> bool:
+            return call.method == "delete" and manifest in call.keys
+
+        faulty.faults = (Fault(deletes_it, "after"),)
+        with pytest.raises(SaveFailedError, match="deleting older checkpoints after it failed"):
+            scenarios.save(manager, second, 3)
+        with scenarios.manager_of(storage, max_to_keep=1) as next_writer:
+            scenarios.save(next_writer, second + 1, 4)
+        assert scenarios.garbage(storage) == set()
+        if not done:
+            break
 
 
 @pytest.mark.parametrize("look", ["restore", "load the metadata", "verify", "resume"])

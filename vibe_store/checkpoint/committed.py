@@ -22,12 +22,12 @@ class CommittedStep:
     Attributes:
         info: its record.
         keys: of the files that its manifest names.
-        manifest: the manifest's entry in the listing that showed it.
+        manifest: the manifest's entry in the listing after which it was read; None where it was not read.
     """
 
     info: CheckpointInfo
     keys: frozenset[str]
-    manifest: Blob
+    manifest: Blob | None
 
 
 class CommittedSteps:
@@ -48,7 +48,8 @@ class CommittedSteps:
         ranked nor deleted.
 
         Args:
-            just_written: a manifest that need not be read.
+            just_written: a manifest that need not be read this time. (Next time it is, since what the listing
+                shows may be another's, who has replaced it.)
         """
         found = {}
         for folder in step_folders(self._storage, frozenset()):
@@ -56,7 +57,7 @@ class CommittedSteps:
                 continue
             known = self._known.get(folder.step)
             if just_written is not None and folder.step == just_written.step:
-                known = _record(folder.manifest, just_written, pinned=folder.pinned)
+                known = _record(None, just_written, pinned=folder.pinned)
             elif known is None or known.manifest != folder.manifest:
                 try:
                     manifest = read_manifest(self._storage, folder.step)
@@ -73,7 +74,7 @@ class CommittedSteps:
         return found
 
 
-def _record(blob: Blob, manifest: Manifest, *, pinned: bool) -> CommittedStep:
+def _record(blob: Blob | None, manifest: Manifest, *, pinned: bool) -> CommittedStep:
     folder = folder_of(manifest.step)
     keys = frozenset(f"{folder}{file.key}" for file in manifest.files)
     return CommittedStep(info_of(manifest, pinned=pinned), keys, blob)
