@@ -27,12 +27,15 @@ def _opener(kind: str, request: pytest.FixtureRequest) -> Opener:
     return lambda: MemoryStorage(url)
 
 
-@pytest.fixture(params=["local", "memory", "fsspec", "s3", "gcs"])
+_BUCKETS = [pytest.param(kind, marks=pytest.mark.proof) for kind in ("s3", "gcs")]
+
+
+@pytest.fixture(params=["local", "memory", "fsspec", *_BUCKETS])
 def opener(request: pytest.FixtureRequest) -> Opener:
     return _opener(request.param, request)
 
 
-@pytest.fixture(params=["local", "memory", "s3", "gcs"])
+@pytest.fixture(params=["local", "memory", *_BUCKETS])
 def exact_opener(request: pytest.FixtureRequest) -> Opener:
     """Of the kinds that create conditionally."""
     return _opener(request.param, request)
