@@ -2,9 +2,9 @@
 
 At least 10,000 rules run in memory and 500 on disk, the same ones each time. With the environment variable
 ``VIBE_STORE_STATE_MACHINE_STEPS`` set to a number, that many run in memory, a twentieth of them on disk,
-and other ones each time; a million takes over an hour::
+and other ones each time; a million takes about an hour (keeping the log of them all would take longer)::
 
-    VIBE_STORE_STATE_MACHINE_STEPS=1000000 pytest -n 0 tests/checkpoint/test_state_machine.py
+    VIBE_STORE_STATE_MACHINE_STEPS=1000000 pytest -n 0 -p no:logging tests/checkpoint/test_state_machine.py
 """
 
 import math
