@@ -29,11 +29,11 @@ def lock_and_sweep(storage: StorageBackend, purpose: Purpose) -> WriterLease:
     try:
         found = pending.sweep(storage, older_than=0.0)
         remove_abandoned(path.parent)
+        sweep_unfinished_best(path.parent.parent)
         # Looking everywhere takes a while where there are many steps, and whoever died in the midst of a save
         # has left a list of it.
         if found or purpose == "manager":
             storage.sweep()
-            sweep_unfinished_best(path.parent.parent)
     except BaseException:
         lease.release()
         raise
