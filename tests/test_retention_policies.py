@@ -189,7 +189,7 @@ def test_keep_any_keeps_the_union_and_neither_order_nesting_nor_repetition_matte
 
 def _hostile(seed: int) -> RetentionPolicy:
     """A policy that gives up anything at random, and meddles with what it is shown."""
-    random = Random(seed)  # noqa: S311 - nothing is secret here
+    random = Random(seed)
 
     def policy(checkpoints: Any, /) -> frozenset[int]:
         steps = [info.step for info in checkpoints]

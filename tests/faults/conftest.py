@@ -26,7 +26,7 @@ def _orbax_is_here() -> bool:
 def serializer(request: pytest.FixtureRequest) -> str:
     """The name of each serializer in turn."""
     if request.param == "orbax" and not _orbax_is_here():
-        pytest.skip("the extra orbax is not installed")
+        pytest.skip('needs pip install "vibe-store[orbax]"')
     return str(request.param)
 
 

@@ -69,7 +69,7 @@ def root(serializer: str, fast_path: Path) -> Path:
 
 def damage(files: list[Path], flips: int) -> Iterator[tuple[Path, int]]:
     """Flip one bit at a time: as often in each file as in any other, and anywhere in it."""
-    dice = random.Random(20_260_101)  # noqa: S311 - no secret
+    dice = random.Random(20_260_101)
     contents = {path: path.read_bytes() for path in files if path.stat().st_size}
     for number in range(flips):
         path = list(contents)[number % len(contents)]

@@ -118,7 +118,7 @@ class Disk:
         return str(path) in self.durable and not self.loose & set(map(str, names))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which file it is that is made durable")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/fd to tell files apart")
 @pytest.mark.parametrize("scene", ["first save", "next save", "replacement", "save that prunes"])
 def test_all_that_a_manifest_names_is_durable_before_it_is_there_and_it_itself_when_the_save_returns(
     scene: str, serializer: str, fast_path: Path, writing: ModuleType, writers: Any

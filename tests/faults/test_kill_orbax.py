@@ -74,9 +74,9 @@ def _wait_for(lines: int, log: Path, child: Any) -> None:
 def test_killed_at_any_moment_every_checkpoint_is_whole_and_what_was_committed_stays(
     fast_path: Path, tmp_path: Path, writing: ModuleType, writers: Any
 ) -> None:
-    pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
-    seed = random.randrange(10**6)  # noqa: S311 - no secret
-    dice = random.Random(seed)  # noqa: S311 - moments to kill at, no secret
+    pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+    seed = random.randrange(10**6)
+    dice = random.Random(seed)
     root, log = fast_path / "run" / "checkpoints", tmp_path / "said"
     reader = Reader(root, writing)
     unfinished, longest = 0, 0.0

@@ -292,12 +292,10 @@ def run_scene(
 ) -> None:
     """Act a scene, or be killed at a call; report the calls in the file ``log``."""
     calls = Calls(root, kill_at, torn=torn)
-    report = None if log is None else Path(log).open("w")  # noqa: SIM115 - before calls are counted
-    calls.install()
-    SCENES[scene].act(root, serializer)
-    if report is not None:
+    with Path(os.devnull if log is None else log).open("w") as report:  # before calls are counted
+        calls.install()
+        SCENES[scene].act(root, serializer)
         json.dump({"made": calls.made, "unseen": calls.unseen}, report)
-        report.close()
 
 
 def save_file(path: str, kill_at: int, torn: bool) -> None:

@@ -155,24 +155,22 @@ class Target:
         (self.folder / "manifest.json").write_bytes(line + body)
 
 
-def _target(tree: Any, serializer: str) -> Iterator[Target]:
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
-    parent = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent, prefix="vibe_store-fuzz-") as folder:
-        target = Target(Path(folder), tree, serializer)
+def _target(fast_folder: Any, tree: Any, serializer: str) -> Iterator[Target]:
+    with fast_folder() as folder:
+        target = Target(folder, tree, serializer)
         for like in (tree, None):
             load_checkpoint(folder, like, step=5)  # once unwatched
         yield target
 
 
 @pytest.fixture(scope="module")
-def target(tree: Any) -> Iterator[Target]:
-    yield from _target(tree, "eqx")
+def target(fast_folder: Any, tree: Any) -> Iterator[Target]:
+    yield from _target(fast_folder, tree, "eqx")
 
 
 @pytest.fixture(scope="module")
-def orbax_target(tree: Any) -> Iterator[Target]:
-    yield from _target(tree, "orbax")
+def orbax_target(fast_folder: Any, tree: Any) -> Iterator[Target]:
+    yield from _target(fast_folder, tree, "orbax")
 
 
 def _check_same(new: Any, old: Any, *, values: bool) -> None:

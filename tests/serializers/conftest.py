@@ -322,7 +322,7 @@ class Through:
 def through(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Through:
     """Each serializer in turn."""
     if request.param == "orbax":
-        pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     return Through(get_serializer(request.param), tmp_path_factory.mktemp(request.param))
 
 

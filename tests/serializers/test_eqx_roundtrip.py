@@ -146,6 +146,13 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_item_whose_file_is_there_already_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "state.eqx").write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError, match=r"state\.eqx"):
+        EqxSerializer().save(np.arange(3), tmp_path, "state")
+    assert (tmp_path / "state.eqx").read_bytes() == b"somebody's"
+
+
 def test_what_a_killed_writer_left_goes_with_the_next_save_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "tree.eqx"
     save_eqx(path, np.arange(3))

@@ -173,7 +173,7 @@ def test_a_tree_comes_back_bit_for_bit_and_a_template_that_differs_in_one_leaf_i
     name: str, any_tree: st.SearchStrategy[Any], assert_same: Callable[[Any, Any], None], folder_source: Any
 ) -> None:
     if name == "orbax":
-        pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     serializer = get_serializer(name)
     seen: dict[str, int] = {}
 

@@ -18,7 +18,7 @@ import pytest
 from vibe_store import CheckpointManager, load_checkpoint, save_checkpoint
 from vibe_store.errors import InvalidValueError
 
-pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
 
 import tensorstore as ts
 from orbax.checkpoint import v1 as ocp

@@ -15,7 +15,7 @@ from vibe_store import CheckpointManager
 from vibe_store.errors import CorruptCheckpointError, DamagedCheckpointWarning
 from vibe_store.interfaces import SavedItem
 
-pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
 
 from vibe_store.serializers.orbax import OrbaxSerializer
 
@@ -55,7 +55,7 @@ def falls_back(manager: CheckpointManager) -> bool:
 def test_one_flipped_bit_at_random_places_of_every_file_is_found(
     manager: CheckpointManager, files: list[Path]
 ) -> None:
-    dice = random.Random(0)  # noqa: S311 - no secret
+    dice = random.Random(0)
     assert len(files) >= 7
     for path in files:
         data = path.read_bytes()

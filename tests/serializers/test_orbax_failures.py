@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
 
 from vibe_store.serializers.orbax import OrbaxSerializer
 

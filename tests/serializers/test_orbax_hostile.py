@@ -16,7 +16,7 @@ import xxhash
 from vibe_store.errors import CorruptCheckpointError
 from vibe_store.interfaces import FileEntry, SavedItem
 
-pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
 
 import tensorstore as ts
 

@@ -12,7 +12,7 @@ import pytest
 
 from vibe_store import save_checkpoint
 
-pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
 
 _WITHOUT_US = """
 import sys

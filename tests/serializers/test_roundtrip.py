@@ -206,7 +206,7 @@ def test_any_tree_comes_back_bit_for_bit(
     name: str, examples: int, any_tree: st.SearchStrategy[Any], assert_same: Same, folder_source: Any
 ) -> None:
     if name == "orbax":
-        pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     serializer = get_serializer(name)
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -223,7 +223,7 @@ def test_any_tree_comes_back_bit_for_bit(
 @pytest.mark.parametrize("name", ["eqx", "orbax"])
 def test_sharded_arrays_and_keys_come_back_where_the_template_wants_them(name: str, tmp_path: Path) -> None:
     if name == "orbax":
-        pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     code = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P

@@ -23,7 +23,7 @@ def test_a_callable_without_a_name_loads_without_a_template_and_without_a_warnin
     serializer: str, tmp_path: Path
 ) -> None:
     if serializer == "orbax":
-        pytest.importorskip("orbax.checkpoint", reason="the extra orbax is not installed")
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     save_checkpoint(tmp_path, {"a": Nameless(), "b": 1}, step=1, serializer=serializer)
     loaded: Any = load_checkpoint(tmp_path, None, step=1)
     assert loaded["a"].name == ""

@@ -31,7 +31,7 @@ def test_a_bucket_that_does_not_exist_is_named_at_once(bucket: Any) -> None:
 
 
 def test_creating_an_object_asks_s3_to_refuse_where_there_is_one() -> None:
-    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
     conditions: list[str | None] = []
 
     class Recorder(BaseHTTPRequestHandler):

@@ -74,12 +74,13 @@ class EqxSerializer(Serializer):
         path = directory / f"{item}.eqx"
         flat = flatten(tree, to_save=True)
         values = to_host(flat)
-        try:
-            with explained(f"write '{path}'"), path.open("xb", buffering=_BUFFER) as file:
+        with explained(f"write '{path}'"), path.open("xb", buffering=_BUFFER) as file:
+            try:
                 written = write_file(EarlyWriter(file), flat.rows, values)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+                file.flush()
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         return SavedItem((FileEntry(path.name, written.size, written.checksum),), written.leaves)
 
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:

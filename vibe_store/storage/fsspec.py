@@ -90,6 +90,10 @@ class FsspecStorage(StorageBackend):
         with self._about("listing", prefix):
             self.fs.invalidate_cache()
             found = self._find(f"{self._root}/{folder}" if folder else self._root)
+        return self._blobs(found, prefix)
+
+    def _blobs(self, found: Mapping[str, Mapping[str, Any]], prefix: str) -> Iterator[Blob]:
+        """Return the objects among what the filesystem found whose keys begin with ``prefix``, sorted."""
         blobs = {}
         for name, info in found.items():
             key = self._key(name)

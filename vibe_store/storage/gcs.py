@@ -1,7 +1,5 @@
 """Objects in a bucket of Google Cloud Storage, through gcsfs."""
 
-import gcsfs  # noqa: F401 - whether it is there is found out by importing this module
-
 from vibe_store.storage.object_store import ObjectStore
 
 __all__ = ["GcsStorage"]

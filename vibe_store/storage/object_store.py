@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.fsspec import FsspecStorage
-from vibe_store.storage.keys import check_keys, check_prefix, check_range, is_key
+from vibe_store.storage.keys import check_keys, check_prefix, check_range
 
 __all__ = ["ObjectStore"]
 
@@ -45,12 +45,7 @@ class ObjectStore(FsspecStorage):
                     f"There is no bucket {bucket!r}, or none that these credentials may see, so {self.url!r} "
                     "cannot be opened. Create the bucket, or check the URL and the credentials.",
                 ) from error
-        blobs = {}
-        for name, info in found.items():
-            key = self._key(name)
-            if key.startswith(prefix) and info.get("type") == "file" and is_key(key):
-                blobs[key] = Blob(key, int(info["size"]), self._modified(info))
-        return iter([blobs[key] for key in sorted(blobs)])
+        return self._blobs(found, prefix)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of one object; see :meth:`StorageBackend.read`."""

@@ -1,7 +1,5 @@
 """Objects in an S3 bucket, of Amazon or of anyone who speaks its language, through s3fs."""
 
-import s3fs  # noqa: F401 - whether it is there is found out by importing this module
-
 from vibe_store.storage.object_store import ObjectStore
 
 __all__ = ["S3Storage"]

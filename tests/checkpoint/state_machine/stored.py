@@ -110,18 +110,18 @@ class Stored(RuleBasedStateMachine):
         self, storage: FaultyStorage, trouble: Trouble | Between | None, act: Callable[[], object]
     ) -> BaseException | None:
         """Do something that may fail, in a process that a crash leaves dead."""
+        raised: BaseException | None = None
         storage.faults = trouble.faults() if trouble else ()
         try:
             act()
         except (VibeStoreError, OSError, Crash) as error:
-            if isinstance(error, SaveFailedError):
-                expected = isinstance(error.__cause__, Crash) or "injected fault" in str(error)
-                assert expected, error  # noqa: PT017 - not every failure is one of the save
-            return error
+            raised = error
         finally:
             if not (isinstance(trouble, Trouble) and trouble.kind == "crash"):
                 storage.faults = ()
-        return None
+        if isinstance(raised, SaveFailedError):
+            assert isinstance(raised.__cause__, Crash) or "injected fault" in str(raised)
+        return raised
 
     def _after_trouble(self, who: int, trouble: Trouble) -> None:
         writer = self.writers[who]
