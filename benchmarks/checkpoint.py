@@ -271,7 +271,7 @@ def compare(name: str, repeats: int, root: Path) -> None:
             seconds[contender].append(measure(all_of_them[contender], state, root / "state"))
     print(
         f"{'':28}"
-        + "".join(f"{figure:>12}{'ratio':>8}{'interval':>15}" for figure in FIGURES)
+        + "".join(f"{figure:>12}{'ratio':>8}{'interval':>17}" for figure in FIGURES)
         + f"{'memory':>10}"
     )
     for contender, mine in seconds.items():
@@ -282,7 +282,7 @@ def compare(name: str, repeats: int, root: Path) -> None:
             low, high = interval(ratios)
             cells.append(
                 f"{statistics.median(row[index] for row in mine) * 1e3:>9.1f} ms"
-                f"{statistics.median(ratios):>8.2f}{f'{low:.2f} to {high:.2f}':>15}"
+                f"{statistics.median(ratios):>8.2f}{f'{low:.2f} to {high:.2f}':>17}"
             )
         print(f"{contender:28}{''.join(cells)}{peak_memory(name, contender, root) / MB:>7.0f} MB", flush=True)
 
@@ -327,7 +327,9 @@ def main() -> None:
             measure_memory(*options.measure_memory, Path(folder))
             return
         for name in options.state:
-            compare(name, options.repeats, Path(folder))
+            root = Path(folder) / name  # what the managers of one state leave is none of the next one's
+            root.mkdir()
+            compare(name, options.repeats, root)
 
 
 if __name__ == "__main__":
