@@ -22,6 +22,7 @@ __all__ = [
     "VibeStoreError",
     "VibeStoreWarning",
     "WriterLockedError",
+    "WriterSupersededError",
 ]
 
 
@@ -88,6 +89,10 @@ class SaveTimeoutError(VibeStoreError, TimeoutError):
 
 class WriterLockedError(VibeStoreError, BlockingIOError):
     """Another process is writing to this directory."""
+
+
+class WriterSupersededError(VibeStoreError, RuntimeError):
+    """Another process has become the writer of this directory, in a bucket, say, which cannot be locked."""
 
 
 class PluginError(VibeStoreError, RuntimeError):

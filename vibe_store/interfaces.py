@@ -151,6 +151,9 @@ class StorageBackend(ABC):
     url: str
     """The root, as text that a person can read and that :func:`vibe_store.open_storage` would open again."""
 
+    concurrency: int = 1
+    """How many calls are worth having under way at once: 1 where none of them waits for a network."""
+
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Blob]:
         """Yield every object whose key begins with ``prefix``, sorted by key; nothing where there is none.

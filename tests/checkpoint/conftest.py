@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.local import LocalStorage
 from vibe_store.storage.memory import MemoryStorage
@@ -39,7 +40,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StorageBackend:
 @pytest.fixture
 def dead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a storage that cannot be locked be swept at once, without waiting a day."""
-    monkeypatch.setattr("vibe_store.checkpoint.writer._SURELY_DEAD_SECS", 0.0)
+    monkeypatch.setattr(
+        "vibe_store.checkpoint.manager.sweep_unnamed",
+        lambda storage, **_: sweep_unnamed(storage, older_than=0.0),
+    )
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from vibe_store.checkpoint.directory import initialize_checkpoint_dir
 from vibe_store.checkpoint.looking import list_checkpoints, load_manifest
 from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.oneshot import load_metadata, save_checkpoint
+from vibe_store.checkpoint.step_index import mark_key
+from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.errors import CheckpointNotFoundError
 from vibe_store.interfaces import StorageBackend
 
@@ -124,13 +126,23 @@ def keys_of(storage: StorageBackend) -> set[str]:
 
 
 def garbage(storage: StorageBackend) -> set[str]:
-    """Every key that no manifest names, less those that are ours for good."""
-    named = {".vibe_store/writer.lock"}
+    """Every key that no manifest names, less those that are ours for good.
+
+    Where a storage cannot be locked, some of it stays until it is old enough: what is left of that then.
+    """
+    if storage.local_path("") is None:
+        sweep_unnamed(storage, older_than=0.0)
+    return _unnamed(storage)
+
+
+def _unnamed(storage: StorageBackend) -> set[str]:
+    named = {".vibe_store/writer.lock", ".vibe_store/writer.json"}
     for status in list_checkpoints(storage):
         if status.status == "committed":
             folder = f"step_{status.step}/"
             manifest = load_manifest(storage, step=status.step)
             named |= {f"{folder}manifest.json", *(f"{folder}{file.key}" for file in manifest.files)}
+            named.add(mark_key(status.step))
     return keys_of(storage) - named
 
 
@@ -139,7 +151,9 @@ def check_next_writer(storage: StorageBackend) -> None:
     with manager_of(storage, max_to_keep=100) as manager:
         save(manager, LATER_STEP, LATER_STEP)
     assert held(storage, LATER_STEP) == LATER_STEP
-    left = garbage(storage)
+    left = _unnamed(storage)
     assert not left, left
+    marked = {mark_key(step) for step in manager.all_steps()} & keys_of(storage)
+    assert len(marked) == (0 if storage.local_path("") else len(manager.all_steps()))
     root = storage.local_path(".vibe_store/staging")
     assert root is None or not root.exists() or list(root.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from vibe_store.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_eqx,
+    load_manifest,
     load_metadata,
     save_checkpoint,
     save_eqx,
@@ -317,13 +319,16 @@ def test_a_file_changed_on_a_storage_that_is_no_disk_is_noticed(
     storage: StorageBackend, scenarios: ModuleType
 ) -> None:
     scenarios.prepare(storage)
-    data = bytearray(storage.read("step_3/state.eqx"))
-    data[200] ^= 4
-    storage.write("step_3/state.eqx", bytes(data))
-    with pytest.raises(CorruptCheckpointError, match=r"step_3/state\.eqx"):
-        load_checkpoint(storage, scenarios.tree(0), step=3)
-    storage.delete(["step_3/state.eqx"])
-    with pytest.raises(CorruptCheckpointError, match=r"step_3/state\.eqx is missing"):
+    key = f"step_3/{load_manifest(storage, step=3).items['state'].files['state.eqx'].key}"
+    whole = storage.read(key)
+    flipped = bytearray(whole)
+    flipped[200] ^= 4
+    for damaged in (bytes(flipped), whole[:-1], whole + b"more"):
+        storage.write(key, damaged)
+        with pytest.raises(CorruptCheckpointError, match=re.escape(key)):
+            load_checkpoint(storage, scenarios.tree(0), step=3)
+    storage.delete([key])
+    with pytest.raises(CorruptCheckpointError, match=f"{re.escape(key)} is missing"):
         load_checkpoint(storage, scenarios.tree(0), step=3)
 
 

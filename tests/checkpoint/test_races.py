@@ -101,7 +101,8 @@ def test_two_writers_that_put_a_step_in_place_at_once_leave_one_of_the_two_and_n
         winners.add(next(seed for seed in (2, 3) if scenarios.same(loaded, scenarios.tree(seed))))
         assert verify_checkpoint(storage, step=step) == []
         assert scenarios.garbage(storage) == set()
-    assert winners == {2, 3}
+    # In a bucket there is no call after the one that puts a new step in place.
+    assert winners == ({2, 3} if there or storage.local_path("") else {3})
 
 
 def test_a_step_that_is_replaced_while_another_writer_deletes_it_is_there_whole_or_leaves_nothing(

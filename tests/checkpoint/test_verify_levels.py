@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vibe_store import CheckpointManager, initialize_checkpoint_dir, load_checkpoint, save_checkpoint
-from vibe_store.checkpoint.looking import verify_checkpoint
+from vibe_store.checkpoint.looking import load_manifest, verify_checkpoint
 from vibe_store.errors import CorruptCheckpointError, DamagedCheckpointWarning, InvalidValueError
 from vibe_store.storage.memory import MemoryStorage
 
@@ -107,12 +107,20 @@ def test_verifying_sizes_looks_into_no_file(flipped: Path) -> None:
 def test_verifying_sizes_fetches_no_file_from_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = MemoryStorage("memory://verify-levels")
     save_checkpoint(storage, TREE)
+    key = load_manifest(storage).items["state"].files["state.eqx"].key
+    read = MemoryStorage.read
+
+    def reads_no_file(self: MemoryStorage, wanted: str, start: int = 0, end: int | None = None) -> bytes:
+        assert wanted != key
+        return read(self, wanted, start, end)
+
     monkeypatch.setattr(MemoryStorage, "get", None)
+    monkeypatch.setattr(MemoryStorage, "read", reads_no_file)
     assert verify_checkpoint(storage, level="sizes") == []
-    storage.write("state.eqx", b"short")
+    storage.write(key, b"short")
     assert "has 5 bytes instead of" in verify_checkpoint(storage, level="sizes")[0].problem
     assert verify_checkpoint(storage, level="off") == []
-    storage.delete(["state.eqx"])
+    storage.delete([key])
     assert "is missing" in verify_checkpoint(storage, level="off")[0].problem
 
 

@@ -258,9 +258,9 @@ def test_a_last_save_that_hangs_does_not_hold_the_process_beyond_its_deadline(tm
 def test_a_run_that_another_process_writes_to_is_left_alone(train: Run, tmp_path: Path) -> None:
     run = began_earlier(tmp_path / "runs" / "mine")
     holder = (
-        "import sys; from vibe_store.checkpoint.writer import lock_and_sweep\n"
+        "import sys; from vibe_store.checkpoint.writer import become_writer\n"
         "from vibe_store.registry import open_storage\n"
-        "lease = lock_and_sweep(open_storage(sys.argv[1]), 'manager'); print('locked', flush=True); input()"
+        "lease = become_writer(open_storage(sys.argv[1]), 'manager'); print('locked', flush=True); input()"
     )
     command = [sys.executable, "-c", holder, run / "checkpoints"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

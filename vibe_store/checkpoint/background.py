@@ -6,7 +6,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from vibe_store.errors import SaveFailedError, SaveTimeoutError, StepAlreadyExistsError
+from vibe_store.errors import (
+    SaveFailedError,
+    SaveTimeoutError,
+    StepAlreadyExistsError,
+    WriterSupersededError,
+)
 
 __all__ = ["BackgroundSave"]
 
@@ -85,6 +90,7 @@ class BackgroundSave:
 
         Raises:
             StepAlreadyExistsError: another writer committed that step first.
+            WriterSupersededError: another process has become the writer.
             SaveFailedError: anything else; the cause says what.
         """
         error, self._error = self._error, None
@@ -95,10 +101,12 @@ class BackgroundSave:
             raise failure_of(self._step, error) from error
 
 
-def failure_of(step: int, error: BaseException) -> StepAlreadyExistsError | SaveFailedError:
+def failure_of(
+    step: int, error: BaseException
+) -> StepAlreadyExistsError | WriterSupersededError | SaveFailedError:
     """Return the exception that tells the user of ``error`` in the save of ``step``."""
-    if isinstance(error, StepAlreadyExistsError):
-        return StepAlreadyExistsError(str(error))
+    if isinstance(error, StepAlreadyExistsError | WriterSupersededError):
+        return type(error)(str(error))
     return SaveFailedError(
         f"The save of step {step} failed: {error or type(error).__name__} "
         f"({type(error).__name__}). What was saved before is untouched; training can go on.",

@@ -2,68 +2,143 @@
 
 A checkpoint exists if and only if its manifest does. Replacing one is a new manifest that names new files;
 the old files go afterwards. Deleting one is its manifest first, its files after.
+
+On a local disk, where one process at a time writes, files have their plain names when these are free, and
+what an
+attempt may leave behind is listed first. Elsewhere each file has the id of its attempt in its name: no two
+writers ever store the same one, nothing has to be looked up before, and files go up while others are still
+made.
 """
 
-import functools
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import xxhash
 
 from vibe_store.checkpoint import pending
-from vibe_store.checkpoint.layout import MANIFEST, METADATA, PINNED, attempt_key, folder_of
-from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, ItemRecord, Manifest, StoredFile, decode, encode
-from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, StepAlreadyExistsError
-from vibe_store.interfaces import CheckpointInfo, PyTree, SavedItem, Serializer, StorageBackend
+from vibe_store.checkpoint.layout import (
+    MANIFEST,
+    METADATA,
+    PINNED,
+    attempt_key,
+    folder_of,
+    has_manifest,
+    is_local,
+)
+from vibe_store.checkpoint.lookup import read_manifest
+from vibe_store.checkpoint.manifest import ItemRecord, Manifest, StoredFile, encode
+from vibe_store.checkpoint.requests import Requests
+from vibe_store.checkpoint.staging import staged
+from vibe_store.checkpoint.step_index import mark_key
+from vibe_store.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    NewerFormatError,
+    StepAlreadyExistsError,
+)
+from vibe_store.interfaces import FileEntry, Leaf, StorageBackend
 
-__all__ = ["Content", "delete_steps", "info_of", "read_manifest", "write_checkpoint"]
+__all__ = ["Draft", "StagedItem", "commit", "delete_steps"]
 
 _log = logging.getLogger("vibe_store")
+_STAYS = "What the attempt %s left in %s stays for now: %s"
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """What one save is to store: pytrees (or snapshots of them) by item name, and what goes with them."""
+class StagedItem:
+    """One item whose files are complete in the staging folder."""
 
-    items: Mapping[str, PyTree]
-    metadata: bytes | None = None
-    metrics: Mapping[str, float] | None = None
+    name: str
+    serializer: str
+    files: tuple[FileEntry, ...]
+    leaves: tuple[Leaf, ...]
 
 
-def write_checkpoint(
-    storage: StorageBackend, step: int | None, content: Content, serializer: Serializer, *, replace: bool
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checkpoint that is to be committed.
+
+    Attributes:
+        step: its step; None for one without a step.
+        stage: writes the files of one item after another into a folder.
+        size: about how many bytes they are.
+        created: the time that its manifest will say.
+        versions: those of the packages that made it.
+        metadata: as JSON.
+        metrics: numbers to rank it by.
+    """
+
+    step: int | None
+    stage: Callable[[Path], Iterator[StagedItem]]
+    size: int
+    created: datetime
+    versions: Mapping[str, str]
+    metadata: bytes | None
+    metrics: Mapping[str, float] | None
+
+
+def commit(
+    storage: StorageBackend,
+    draft: Draft,
+    *,
+    replace: bool,
+    check: Callable[[], None] = lambda: None,
+    keep: Callable[[Manifest, Path], None] | None = None,
 ) -> Manifest:
     """Store one checkpoint, whole or not at all, and return its manifest.
+
+    Args:
+        storage: the directory.
+        draft: what to store.
+        replace: whether it may take the place of one that is there.
+        check: called just before the manifest is stored; what it raises prevents that.
+        keep: called with the manifest and the staging folder when all is committed, unless on a local disk.
 
     Raises:
         StepAlreadyExistsError: there is one, and ``replace`` is False.
         OSError: the storage failed; what was there before is there still, and nothing of the new one is seen.
     """
-    folder = folder_of(step)
-    old_keys = _committed_keys(storage, step, replace=replace)
-    with pending.live_attempt() as attempt, _staging(storage, attempt) as staging:
-        saved = {name: serializer.save(tree, staging, name) for name, tree in content.items.items()}
-        metadata = _stage_metadata(staging, content.metadata)
-        names = [file.name for item in saved.values() for file in item.files] + (
-            [METADATA] if metadata else []
-        )
+    if is_local(storage):
+        return _commit_on_disk(storage, draft, replace=replace)
+    return _commit_elsewhere(storage, draft, replace=replace, check=check, keep=keep)
+
+
+def delete_steps(storage: StorageBackend, doomed: Mapping[int, Set[str]]) -> None:
+    """Delete committed steps, each with the keys of its files: the manifests first, the files after."""
+    if not doomed:
+        return
+    first = {f"{folder_of(step)}{MANIFEST}" for step in doomed}
+    files = {key for keys in doomed.values() for key in keys}
+    pins = {f"{folder_of(step)}{PINNED}" for step in doomed}
+    local = is_local(storage)
+    if local:
+        files |= pins
+    else:
+        # A pin alone is swept; listing them first would take more requests than the rest.
+        first |= pins | {mark_key(step) for step in doomed}
+    with pending.live_attempt() as attempt:
+        pending.declare_deletion(storage, attempt, files)
+        storage.delete(sorted(first), durable=False)
+        storage.delete(sorted(files), durable=False)
+        pending.settle(storage, attempt, files)
+        if local:
+            pending.remove_unnamed(storage, [folder_of(step) for step in doomed])
+
+
+def _commit_on_disk(storage: StorageBackend, draft: Draft, *, replace: bool) -> Manifest:
+    folder = folder_of(draft.step)
+    old_keys = _committed_keys(storage, draft.step, replace=replace)
+    with pending.live_attempt() as attempt, staged(storage, attempt, draft.size) as staging:
+        items = list(draft.stage(staging))
+        metadata = _stage_metadata(staging, draft.metadata)
+        names = [file.name for item in items for file in item.files] + ([METADATA] if metadata else [])
         keys = _claim_keys(storage, attempt, folder, names, old_keys)
-        manifest = Manifest(
-            step=step,
-            attempt=attempt,
-            created=datetime.now(UTC),
-            versions=_versions(type(serializer).__module__.partition(".")[0]),
-            items={name: _record(item, serializer.name, keys) for name, item in saved.items()},
-            metadata=None if metadata is None else StoredFile(keys[METADATA], *metadata),
-            metrics=content.metrics,
-        )
+        manifest = _manifest(draft, attempt, items, metadata, keys)
         new_keys = {f"{folder}{key}" for key in keys.values()}
         try:
             for name, key in keys.items():
@@ -73,59 +148,86 @@ def write_checkpoint(
             else:
                 _create_manifest(storage, manifest)
         except BaseException:
-            _undo(storage, attempt, manifest, new_keys)
+            _undo(storage, draft.step, attempt, new_keys)
             raise
         _clear(storage, manifest, None if old_keys is None else old_keys - new_keys)
     return manifest
 
 
-def delete_steps(storage: StorageBackend, doomed: Mapping[int, Set[str]]) -> None:
-    """Delete committed steps, each with the keys of its files: the manifests first, the files after."""
-    if not doomed:
-        return
-    files = {key for step, keys in doomed.items() for key in (*keys, f"{folder_of(step)}{PINNED}")}
-    with pending.live_attempt() as attempt:
-        pending.declare_deletion(storage, attempt, files)
-        storage.delete([f"{folder_of(step)}{MANIFEST}" for step in doomed], durable=False)
-        storage.delete(sorted(files), durable=False)
-        pending.settle(storage, attempt)
-        pending.remove_unnamed(storage, [folder_of(step) for step in doomed])
-
-
-def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
-    """Read and verify the manifest of one checkpoint.
-
-    Raises:
-        CheckpointNotFoundError: there is none.
-        CorruptCheckpointError: it is damaged, or belongs to another step.
-        NewerFormatError: a newer version of this package wrote it.
-    """
-    key = f"{folder_of(step)}{MANIFEST}"
-    where = f"{storage.url}/{key}"
-    try:
-        data = storage.read(key, 0, MAX_JSON_BYTES + 1)
-    except FileNotFoundError:
-        what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise CheckpointNotFoundError(f"There is no {what} in {storage.url}.") from None
-    manifest = decode(data, where=where)
-    if step is not None and manifest.step != step:
-        raise CorruptCheckpointError(
-            f"The manifest {where} says that it is of step {manifest.step}; it was moved or copied there."
-        )
+def _commit_elsewhere(
+    storage: StorageBackend,
+    draft: Draft,
+    *,
+    replace: bool,
+    check: Callable[[], None],
+    keep: Callable[[Manifest, Path], None] | None,
+) -> Manifest:
+    folder, keys = folder_of(draft.step), dict[str, str]()
+    with pending.live_attempt() as attempt, staged(storage, attempt, draft.size) as staging:
+        try:
+            items, metadata = _store(storage, draft, attempt, staging, keys, move=keep is None)
+            manifest = _manifest(draft, attempt, items, metadata, keys)
+            check()
+        except BaseException:
+            _discard(storage, attempt, [f"{folder}{key}" for key in keys.values()])
+            raise
+        new_keys, old_keys = {f"{folder}{key}" for key in keys.values()}, None
+        try:
+            if replace:
+                old_keys = _replace_manifest(storage, manifest, new_keys, None)
+            else:
+                _create_manifest(storage, manifest)
+        except StepAlreadyExistsError:
+            _discard(storage, attempt, new_keys)
+            raise
+        except BaseException as error:
+            # A request that failed here may be carried out yet, and name these files: they are swept later.
+            _log.warning(_STAYS, attempt, storage.url, error)
+            raise
+        if keep is not None:
+            keep(manifest, staging)
+        _clear(storage, manifest, old_keys)
     return manifest
 
 
-def info_of(manifest: Manifest, *, pinned: bool) -> CheckpointInfo:
-    """Return what a manifest says, as the record that policies and users see."""
-    first = next(iter(manifest.items.values()))
-    return CheckpointInfo(
-        step=manifest.step,
-        created=manifest.created,
-        size=manifest.size,
-        serializer=first.serializer,
-        items=tuple(manifest.items),
-        metrics=manifest.metrics,
-        pinned=pinned,
+def _store(
+    storage: StorageBackend, draft: Draft, attempt: str, staging: Path, keys: dict[str, str], *, move: bool
+) -> tuple[list[StagedItem], tuple[int, str] | None]:
+    """Put each file as soon as its item is staged; fill in under which key."""
+    folder, items = folder_of(draft.step), []
+    with Requests[None](storage) as requests:
+
+        def put(name: str) -> None:
+            keys[name] = attempt_key(name, attempt)
+            requests.begin(partial(storage.put, staging / name, f"{folder}{keys[name]}", move=move))
+
+        if draft.step is not None:
+            requests.begin(storage.write, mark_key(draft.step), b"")
+        metadata = _stage_metadata(staging, draft.metadata)
+        if metadata is not None:
+            put(METADATA)
+        for item in draft.stage(staging):
+            items.append(item)
+            for file in item.files:
+                put(file.name)
+    return items, metadata
+
+
+def _manifest(
+    draft: Draft,
+    attempt: str,
+    items: Iterable[StagedItem],
+    metadata: tuple[int, str] | None,
+    keys: Mapping[str, str],
+) -> Manifest:
+    return Manifest(
+        step=draft.step,
+        attempt=attempt,
+        created=draft.created,
+        versions=draft.versions,
+        items={item.name: _record(item, keys) for item in items},
+        metadata=None if metadata is None else StoredFile(keys[METADATA], *metadata),
+        metrics=draft.metrics,
     )
 
 
@@ -135,7 +237,7 @@ def _committed_keys(storage: StorageBackend, step: int | None, *, replace: bool)
     A damaged manifest is no reason to refuse a replacement: what it named cannot be known, and stays.
     """
     folder = folder_of(step)
-    if not any(blob.key == f"{folder}{MANIFEST}" for blob in storage.list(f"{folder}{MANIFEST}")):
+    if is_local(storage) and not has_manifest(storage, step):
         return None
     try:
         manifest = read_manifest(storage, step)
@@ -163,7 +265,11 @@ def _create_manifest(storage: StorageBackend, manifest: Manifest) -> None:
         storage.write(key, encode(manifest), overwrite=False)
     except FileExistsError:
         # A storage that repeats a request whose answer was lost may find what the first one created.
-        if read_manifest(storage, manifest.step).attempt != manifest.attempt:
+        try:
+            ours = read_manifest(storage, manifest.step).attempt == manifest.attempt
+        except (CorruptCheckpointError, NewerFormatError):
+            ours = False
+        if not ours:
             raise _already_exists(storage, manifest.step) from None
 
 
@@ -187,13 +293,14 @@ def _replace_manifest(
             return None
 
 
-def _clear(storage: StorageBackend, manifest: Manifest, old_keys: Iterable[str] | None) -> None:
+def _clear(storage: StorageBackend, manifest: Manifest, old_keys: Set[str] | None) -> None:
     """Remove what a commit has replaced; a failure is no failure of the save, which is committed."""
     try:
         if old_keys is not None:
             storage.delete(sorted(old_keys), durable=False)
-        pending.settle(storage, manifest.attempt)
-        if old_keys is not None:
+        keys = {f"{folder_of(manifest.step)}{file.key}" for file in manifest.files}
+        pending.settle(storage, manifest.attempt, keys | (old_keys or frozenset()))
+        if old_keys is not None and is_local(storage):
             folder = folder_of(manifest.step)
             pending.remove_unnamed(storage, [folder] if folder else [f"{name}." for name in manifest.items])
     except Exception as error:  # noqa: BLE001 - whatever it is, the next writer sweeps what stays
@@ -202,7 +309,7 @@ def _clear(storage: StorageBackend, manifest: Manifest, old_keys: Iterable[str] 
         )
 
 
-def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Iterable[str]) -> None:
+def _undo(storage: StorageBackend, step: int | None, attempt: str, keys: Set[str]) -> None:
     """After a failure, remove what the attempt stored, unless its manifest may be there.
 
     A failed request may have been carried out all the same, so the storage is asked. Where it does not
@@ -210,29 +317,22 @@ def _undo(storage: StorageBackend, attempt: str, manifest: Manifest, keys: Itera
     """
     try:
         try:
-            committed = read_manifest(storage, manifest.step).attempt == attempt
+            committed = read_manifest(storage, step).attempt == attempt
         except CheckpointNotFoundError:
             committed = False
         if not committed:
             storage.delete(sorted(keys))
-            pending.settle(storage, attempt)
+            pending.settle(storage, attempt, keys)
     except Exception as error:  # noqa: BLE001 - the failure that led here is the one to raise
-        _log.warning("What the attempt %s left in %s stays for now: %s", attempt, storage.url, error)
+        _log.warning(_STAYS, attempt, storage.url, error)
 
 
-@contextmanager
-def _staging(storage: StorageBackend, attempt: str) -> Iterator[Path]:
-    """Give a folder to write files into: beside the storage's own files where it is a local disk."""
-    local = storage.local_path(pending.staging_key(attempt))
-    if local is None:
-        with tempfile.TemporaryDirectory(prefix="vibe_store-") as folder:
-            yield Path(folder)
-        return
-    local.mkdir(parents=True)
+def _discard(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
+    """After a failure, remove what the attempt stored, none of which any manifest names."""
     try:
-        yield local
-    finally:
-        shutil.rmtree(local, ignore_errors=True)  # what stays is swept by the next writer
+        storage.delete(sorted(keys))
+    except Exception as error:  # noqa: BLE001 - the failure that led here is the one to raise
+        _log.warning(_STAYS, attempt, storage.url, error)
 
 
 def _stage_metadata(staging: Path, metadata: bytes | None) -> tuple[int, str] | None:
@@ -272,16 +372,6 @@ def _any_taken(storage: StorageBackend, folder: str, names: Iterable[str]) -> bo
     return any(blob.key.removeprefix(folder).partition("/")[0] in heads for blob in listing)
 
 
-def _record(item: SavedItem, serializer: str, keys: Mapping[str, str]) -> ItemRecord:
+def _record(item: StagedItem, keys: Mapping[str, str]) -> ItemRecord:
     files = {file.name: StoredFile(keys[file.name], file.size, file.checksum) for file in item.files}
-    return ItemRecord(serializer, files, item.leaves)
-
-
-@functools.cache
-def _versions(package: str) -> dict[str, str]:
-    """Return the versions of ours, of JAX and Equinox, and of the package that the serializer is from."""
-    versions = {}
-    for name in sorted({"vibe-store", "jax", "equinox", package.replace("_", "-")}):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
+    return ItemRecord(item.serializer, files, item.leaves)

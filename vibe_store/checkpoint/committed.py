@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vibe_store.checkpoint.commit import info_of, read_manifest
 from vibe_store.checkpoint.layout import folder_of, step_folders
+from vibe_store.checkpoint.lookup import info_of, read_manifests
 from vibe_store.checkpoint.manifest import Manifest
-from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import Blob, CheckpointInfo, StorageBackend
 
 __all__ = ["CommittedStep", "CommittedSteps"]
@@ -51,27 +50,36 @@ class CommittedSteps:
             just_written: a manifest that need not be read this time. (Next time it is, since what the listing
                 shows may be another's, who has replaced it.)
         """
+        folders = [f for f in step_folders(self._storage, frozenset()) if f.manifest is not None]
+        written = None if just_written is None else just_written.step
+        changed = [
+            folder.step
+            for folder in folders
+            if folder.step != written and not self._is_known(folder.step, folder.manifest)
+        ]
+        manifests = read_manifests(self._storage, changed)
         found = {}
-        for folder in step_folders(self._storage, frozenset()):
-            if folder.manifest is None:
-                continue
-            known = self._known.get(folder.step)
-            if just_written is not None and folder.step == just_written.step:
+        for folder in folders:
+            if just_written is not None and folder.step == written:
                 known = _record(None, just_written, pinned=folder.pinned)
-            elif known is None or known.manifest != folder.manifest:
-                try:
-                    manifest = read_manifest(self._storage, folder.step)
-                except CheckpointNotFoundError:
-                    continue  # deleted meanwhile
-                except (CorruptCheckpointError, NewerFormatError) as error:
-                    _log.warning("Step %d is left alone: %s", folder.step, error)
-                    continue
+            elif folder.step not in changed:
+                known = self._known[folder.step]
+                if known.info.pinned != folder.pinned:
+                    known = replace(known, info=replace(known.info, pinned=folder.pinned))
+            elif (manifest := manifests.get(folder.step)) is None:
+                continue  # deleted meanwhile
+            elif isinstance(manifest, Exception):
+                _log.warning("Step %d is left alone: %s", folder.step, manifest)
+                continue
+            else:
                 known = _record(folder.manifest, manifest, pinned=folder.pinned)
-            elif known.info.pinned != folder.pinned:
-                known = replace(known, info=replace(known.info, pinned=folder.pinned))
             found[folder.step] = known
         self._known = found
         return found
+
+    def _is_known(self, step: int, manifest: Blob | None) -> bool:
+        known = self._known.get(step)
+        return known is not None and known.manifest is not None and known.manifest == manifest
 
 
 def _record(blob: Blob | None, manifest: Manifest, *, pinned: bool) -> CommittedStep:

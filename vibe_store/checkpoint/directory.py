@@ -12,6 +12,7 @@ from vibe_store.checkpoint.layout import (
     aside_key,
     best_link,
     folder_of,
+    is_local,
     new_attempt,
     step_blobs,
     step_folders,
@@ -21,7 +22,8 @@ from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import of_one_manifest
 from vibe_store.checkpoint.source import check_file
-from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.checkpoint.step_index import mark_key
+from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CheckpointsExistError,
@@ -49,6 +51,7 @@ def initialize_checkpoint_dir(
     serializer: str | Serializer = "eqx",
     retention: str | RetentionPolicy | None = None,
     verify: Verify = "full",
+    dead_after_secs: float = 86_400.0,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[CheckpointManager, bool]:
     """Open a directory for a run that starts now.
@@ -60,6 +63,9 @@ def initialize_checkpoint_dir(
     set aside (its manifest is renamed, nothing is deleted) with a warning, and the one before it is tried, so
     that ``latest_step()`` of the manager then names one that restores. With ``overwrite`` every ``step_N``
     folder and ``best`` go; files that are no checkpoints stay.
+
+    In a bucket, or whatever else cannot be locked, this process becomes the writer at once, and the one
+    before it stops at its next save.
 
     The other arguments are those of :class:`~vibe_store.checkpoint.CheckpointManager`.
 
@@ -75,8 +81,9 @@ def initialize_checkpoint_dir(
         raise InvalidValueError(
             "resume=True goes on with the checkpoints of a directory, overwrite=True deletes them; give one."
         )
+    storage = open_directory(directory, storage_options)
     manager = CheckpointManager(
-        directory,
+        storage,
         max_to_keep=max_to_keep,
         keep_period=keep_period,
         save_interval_steps=save_interval_steps,
@@ -86,23 +93,20 @@ def initialize_checkpoint_dir(
         serializer=serializer,
         retention=retention,
         verify=verify,
-        storage_options=storage_options,
+        dead_after_secs=dead_after_secs,
     )
-    storage = open_directory(directory, storage_options)
-    if overwrite:
-        _wipe(storage)
-        return manager, False
-    if resume:
-        _set_damaged_aside(storage, verify)
-        return manager, manager.latest_step() is not None
-    present = [
-        f.step for f in step_folders(storage, pending.pending_keys(storage)) if f.status != "set-aside"
-    ]
-    if present:
+    if not (resume or overwrite) and (present := _present(storage)):
         raise CheckpointsExistError(
             f"{storage.url} already holds the steps {present}. Give resume=True to go on from the newest, "
             "overwrite=True to delete them, or another directory."
         )
+    if not is_local(storage):
+        manager.become_writer()  # before it looks: the writer before it may be alive, and stops now
+    if overwrite:
+        _wipe(storage)
+    if resume:
+        _set_damaged_aside(storage, verify)
+        return manager, manager.latest_step() is not None
     return manager, False
 
 
@@ -114,18 +118,24 @@ def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
     """
     doomed = frozenset(steps)
     keys = [blob.key for step, blob in step_blobs(storage) if step in doomed]
+    marks = [] if is_local(storage) else [mark_key(step) for step in doomed]
     if not keys:
         return
-    lease = lock_and_sweep(storage, "one-shot")
+    lease = become_writer(storage, "one-shot")
     try:
         with pending.live_attempt() as attempt:
             manifests = [key for key in keys if key.partition("/")[2] == MANIFEST]
             pending.declare_deletion(storage, attempt, set(keys) - set(manifests))
             storage.delete(manifests)
-            storage.delete(keys)
-            pending.settle(storage, attempt)
+            storage.delete([*keys, *marks])
+            pending.settle(storage, attempt, keys)
     finally:
         lease.release()
+
+
+def _present(storage: StorageBackend) -> list[int]:
+    folders = step_folders(storage, pending.pending_keys(storage))
+    return [folder.step for folder in folders if folder.status != "set-aside"]
 
 
 def _wipe(storage: StorageBackend) -> None:
@@ -163,7 +173,7 @@ def _check_files(storage: StorageBackend, step: int, verify: Verify, manifest: M
 
 
 def _set_aside(storage: StorageBackend, step: int) -> str:
-    lease = lock_and_sweep(storage, "one-shot")
+    lease = become_writer(storage, "one-shot")
     try:
         manifest, aside = f"{folder_of(step)}{MANIFEST}", aside_key(step, new_attempt())
         storage.write(aside, storage.read(manifest))

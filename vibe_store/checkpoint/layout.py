@@ -23,10 +23,13 @@ __all__ = [
     "StepFolder",
     "aside_key",
     "attempt_key",
+    "attempt_of",
     "best_link",
     "check_step",
     "folder_of",
-    "is_attempt_key",
+    "has_manifest",
+    "is_aside",
+    "is_local",
     "is_set_aside",
     "is_step_folder",
     "new_attempt",
@@ -50,7 +53,7 @@ MAX_STEP = 10**18 - 1
 
 _UNFINISHED_BEST = ".best-"
 _SURELY_DEAD_SECS = 60.0
-_OF_ATTEMPT = re.compile(r".+\.[0-9]{8}T[0-9]{6}-[0-9a-f]{10}(\.[^.]*)?")
+_OF_ATTEMPT = re.compile(r".+\.([0-9]{8}T[0-9]{6}-[0-9a-f]{10})(\.[^.]*)?")
 _ASIDE = re.compile(r"manifest\.damaged-[^/]+\.json")
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 _LONGEST_POINTER = 100
@@ -93,6 +96,12 @@ def folder_of(step: int | None) -> str:
     return "" if step is None else f"step_{step}/"
 
 
+def has_manifest(storage: StorageBackend, step: int | None) -> bool:
+    """Whether a checkpoint is there, readable or not."""
+    key = f"{folder_of(step)}{MANIFEST}"
+    return any(blob.key == key for blob in storage.list(key))
+
+
 def is_step_folder(name: str) -> bool:
     """Whether a name is ``step_N``."""
     return _STEP.fullmatch(name) is not None
@@ -119,9 +128,15 @@ def attempt_key(name: str, attempt: str) -> str:
     return f"{plain.stem}.{attempt}{plain.suffix}{separator}{rest}"
 
 
-def is_attempt_key(name: str) -> bool:
-    """Whether a name, relative to its step's folder, is one that :func:`attempt_key` made."""
-    return _OF_ATTEMPT.fullmatch(name.partition("/")[0]) is not None
+def attempt_of(name: str) -> str | None:
+    """Return the attempt whose id :func:`attempt_key` put into a name, relative to its step's folder."""
+    match = _OF_ATTEMPT.fullmatch(name.partition("/")[0])
+    return match[1] if match else None
+
+
+def is_local(storage: StorageBackend) -> bool:
+    """Whether a storage is a local disk, where one process at a time can be made sure to write."""
+    return storage.local_path("") is not None
 
 
 def step_blobs(storage: StorageBackend) -> Iterator[tuple[int, Blob]]:
@@ -136,7 +151,8 @@ def step_blobs(storage: StorageBackend) -> Iterator[tuple[int, Blob]]:
 def step_folders(storage: StorageBackend, pending: frozenset[str]) -> list[StepFolder]:
     """Return every step folder that holds something a reader may see, by step.
 
-    ``pending`` holds the keys whose fate an attempt has not decided yet: files only of such keys are nothing.
+    ``pending`` holds the keys whose fate an attempt has not decided yet: files only of such keys are nothing,
+    nor are those whose names have an attempt's id, which nobody but a manifest makes a checkpoint of.
     """
     found: dict[int, dict[str, Blob]] = {}
     for step, blob in step_blobs(storage):
@@ -146,11 +162,15 @@ def step_folders(storage: StorageBackend, pending: frozenset[str]) -> list[StepF
         pinned = PINNED in blobs
         if MANIFEST in blobs:
             folders.append(StepFolder(step, "committed", pinned, blobs[MANIFEST]))
-        elif any(_ASIDE.fullmatch(name) for name in blobs):
+        elif any(is_aside(name) for name in blobs):
             folders.append(StepFolder(step, "set-aside", pinned))
-        elif any(name != PINNED and f"{folder_of(step)}{name}" not in pending for name in blobs):
+        elif any(_is_by_hand(name, f"{folder_of(step)}{name}", pending) for name in blobs):
             folders.append(StepFolder(step, "unverified", pinned))
     return folders
+
+
+def _is_by_hand(name: str, key: str, pending: frozenset[str]) -> bool:
+    return name != PINNED and key not in pending and attempt_of(name) is None
 
 
 def aside_key(step: int, attempt: str) -> str:
@@ -158,9 +178,14 @@ def aside_key(step: int, attempt: str) -> str:
     return f"{folder_of(step)}manifest.damaged-{attempt}.json"
 
 
+def is_aside(name: str) -> bool:
+    """Whether a name, relative to its step's folder, is one that :func:`aside_key` made."""
+    return _ASIDE.fullmatch(name) is not None
+
+
 def is_set_aside(storage: StorageBackend, folder: str) -> bool:
     """Whether a folder, whose prefix ends in "/", keeps a damaged manifest under another name."""
-    return any(_ASIDE.fullmatch(blob.key.removeprefix(folder)) for blob in storage.list(f"{folder}manifest."))
+    return any(is_aside(blob.key.removeprefix(folder)) for blob in storage.list(f"{folder}manifest."))
 
 
 def best_link(storage: StorageBackend) -> Path | None:

@@ -8,17 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from vibe_store.checkpoint.commit import info_of, read_manifest
-from vibe_store.checkpoint.layout import (
-    MANIFEST,
-    folder_of,
-    read_best,
-    step_folders,
-)
-from vibe_store.checkpoint.manifest import Manifest
+from vibe_store.checkpoint.layout import MANIFEST, folder_of, has_manifest, read_best, step_folders
+from vibe_store.checkpoint.lookup import info_of, read_manifest, read_manifests
+from vibe_store.checkpoint.manifest import Manifest, StoredFile
 from vibe_store.checkpoint.opening import Directory, locate, open_directory
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import check_verify, of_one_manifest
+from vibe_store.checkpoint.requests import at_once
 from vibe_store.checkpoint.source import check_file
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import CheckpointInfo, StorageBackend, Verify
@@ -69,19 +65,20 @@ def list_checkpoints(
     """Return what each ``step_N`` folder of a directory holds, by step; reads manifests only."""
     storage = open_directory(directory, storage_options)
     best = read_best(storage)
+    folders = step_folders(storage, pending_keys(storage))
+    manifests = read_manifests(storage, [f.step for f in folders if f.status == "committed"])
     found = []
-    for folder in step_folders(storage, pending_keys(storage)):
+    for folder in folders:
         status: Status = folder.status
-        info = None
-        if status == "committed":
-            try:
-                info = info_of(read_manifest(storage, folder.step), pinned=folder.pinned)
-            except CheckpointNotFoundError:
-                continue  # deleted meanwhile
-            except CorruptCheckpointError:
-                status = "damaged"
-            except NewerFormatError:
-                status = "newer"
+        info, manifest = None, manifests.get(folder.step)
+        if isinstance(manifest, Manifest):
+            info = info_of(manifest, pinned=folder.pinned)
+        elif isinstance(manifest, NewerFormatError):
+            status = "newer"
+        elif isinstance(manifest, CorruptCheckpointError):
+            status = "damaged"
+        elif status == "committed":
+            continue  # deleted meanwhile
         found.append(CheckpointStatus(folder.step, status, info, best=folder.step == best))
     return found
 
@@ -127,7 +124,7 @@ def verify_checkpoint(
     steps: list[int | None] = [
         folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"
     ]
-    if any(blob.key == MANIFEST for blob in storage.list(MANIFEST)):
+    if has_manifest(storage, None):
         steps.insert(0, None)
     if not steps:
         raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
@@ -142,13 +139,15 @@ def _faults(storage: StorageBackend, step: int | None, level: Verify) -> list[Fa
     folder = folder_of(step)
     faults: list[Fault] = []
 
+    def fault_of(file: StoredFile) -> Fault | None:
+        try:
+            check_file(storage, folder, file, verify=level)
+        except CorruptCheckpointError as error:
+            return Fault(step, f"{folder}{file.key}", str(error))
+        return None
+
     def check(manifest: Manifest) -> None:
-        faults.clear()
-        for file in manifest.files:
-            try:
-                check_file(storage, folder, file, verify=level)
-            except CorruptCheckpointError as error:
-                faults.append(Fault(step, f"{folder}{file.key}", str(error)))
+        faults[:] = [fault for fault in at_once(storage, fault_of, manifest.files) if fault is not None]
         if faults:
             raise CorruptCheckpointError(faults[0].problem)
 

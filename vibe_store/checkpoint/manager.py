@@ -5,6 +5,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from vibe_store.checkpoint.arguments import (
@@ -15,13 +16,19 @@ from vibe_store.checkpoint.arguments import (
     check_positive,
 )
 from vibe_store.checkpoint.background import BackgroundSave, failure_of
-from vibe_store.checkpoint.commit import Content, delete_steps, info_of, read_manifest, write_checkpoint
+from vibe_store.checkpoint.commit import commit, delete_steps
 from vibe_store.checkpoint.committed import CommittedSteps
-from vibe_store.checkpoint.layout import MANIFEST, PINNED, check_step, folder_of, read_best, step_folders
+from vibe_store.checkpoint.content import Content, draft_of
+from vibe_store.checkpoint.layout import PINNED, check_step, folder_of, has_manifest, is_local, read_best
+from vibe_store.checkpoint.lookup import info_of, read_manifest
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
-from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.checkpoint.requests import Requests
+from vibe_store.checkpoint.step_index import committed_steps, latest_step
+from vibe_store.checkpoint.unnamed import sweep_unnamed
+from vibe_store.checkpoint.writer import become_writer
+from vibe_store.checkpoint.writer_id import WriterClaim
 from vibe_store.checkpoint.writer_lock import WriterLease
 from vibe_store.errors import (
     CheckpointerClosedError,
@@ -32,6 +39,7 @@ from vibe_store.errors import (
     SaveFailedError,
     StepAlreadyExistsError,
     VibeStoreError,
+    WriterSupersededError,
 )
 from vibe_store.interfaces import (
     Checkpointer,
@@ -75,6 +83,10 @@ class CheckpointManager(Checkpointer):
         retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``"; see
             :mod:`vibe_store.retention`.
         verify: what :meth:`restore` checks: ``"full"`` (every size and checksum), ``"sizes"``, or ``"off"``.
+        dead_after_secs: where the directory cannot be locked (in a bucket, say), how old an object has to be
+        that
+            no checkpoint names for it to be swept as a dead writer's. It has to be longer than any save
+            takes.
         storage_options: options of the storage, such as credentials.
 
     Whatever the policy, these are never deleted: the highest step, the best one, the target of ``best``,
@@ -100,6 +112,7 @@ class CheckpointManager(Checkpointer):
         serializer: str | Serializer = "eqx",
         retention: str | RetentionPolicy | None = None,
         verify: Verify = "full",
+        dead_after_secs: float = 86_400.0,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._policy = _policy(retention, max_to_keep)
@@ -112,7 +125,10 @@ class CheckpointManager(Checkpointer):
         self._verify = check_verify(verify)
         self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
         self._storage = open_directory(directory, storage_options)
-        self._lease: WriterLease | None = None
+        self._is_local = is_local(self._storage)
+        self._dead_after_secs = _seconds("dead_after_secs", dead_after_secs)
+        self._lease: WriterLease | WriterClaim | None = None
+        self._swept = self._is_local  # which the lock does
         self._committed = CommittedSteps(self._storage)
         self._restored: int | None = None
         self._last: CheckpointInfo | None = None
@@ -140,7 +156,10 @@ class CheckpointManager(Checkpointer):
         if self._best_fn is not None and ranked is not None:
             _check_rank(self._best_fn, ranked)
         self._settle_before(step)
-        self._lock()
+        if self._is_local:
+            self.become_writer()
+        elif self._lease is not None:
+            self._lease.check_known()
         if self._has(step):
             raise StepAlreadyExistsError(
                 f"A checkpoint of step {step} is already in {self._storage.url}. "
@@ -184,7 +203,8 @@ class CheckpointManager(Checkpointer):
         return load_metadata_of(self._storage, step)
 
     def latest_step(self) -> int | None:
-        return max(self.all_steps(), default=None)
+        self._settle()
+        return latest_step(self._storage)
 
     def best_step(self) -> int | None:
         self._settle()
@@ -195,7 +215,7 @@ class CheckpointManager(Checkpointer):
 
     def all_steps(self) -> list[int]:
         self._settle()
-        return [f.step for f in step_folders(self._storage, frozenset()) if f.status == "committed"]
+        return committed_steps(self._storage)
 
     @property
     def last_committed(self) -> CheckpointInfo | None:
@@ -256,17 +276,29 @@ class CheckpointManager(Checkpointer):
             _log.log(level, "The save of step %d waited %.2f s for that of step %d.", step, waited, before)
         self._background.raise_failure()
 
-    def _lock(self) -> None:
+    def become_writer(self) -> None:
+        """Become the writer of the directory now instead of at the first save.
+
+        A local directory is locked and swept. Elsewhere (in a bucket, say) this process puts its id there,
+        and the writer before it stops.
+
+        Raises:
+            WriterLockedError: another process is writing to a local directory.
+        """
+        self._held_lease()
+
+    def _held_lease(self) -> WriterLease | WriterClaim:
         if self._lease is None or not self._lease.valid:
-            self._lease = lock_and_sweep(self._storage, "manager")
+            self._lease = become_writer(self._storage, "manager")
             untold = [] if self._background is None else self._background.untold
             weakref.finalize(self, _let_go, self._lease, untold)
+        return self._lease
 
     def _require(self, step: int) -> None:
         step = check_step(step)
         self._settle()
         read_manifest(self._storage, step)
-        self._lock()
+        self._held_lease().check()
 
     def _has(self, step: int) -> bool:
         """Whether a step is committed, as far as is known; whoever writes it finds out for certain.
@@ -276,8 +308,7 @@ class CheckpointManager(Checkpointer):
         """
         if self._committed.surely_lacks(step):
             return False
-        manifest = f"{folder_of(step)}{MANIFEST}"
-        return any(blob.key == manifest for blob in self._storage.list(manifest))
+        return has_manifest(self._storage, step)
 
     def _snapshot(self, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Copy what is to be saved into the memory of the snapshot before, whose save is over."""
@@ -296,10 +327,16 @@ class CheckpointManager(Checkpointer):
             raise failure_of(step, error) from error
 
     def _write(self, step: int, content: Content) -> None:
-        manifest = write_checkpoint(self._storage, step, content, self._serializer, replace=False)
+        lease, draft = self._held_lease(), draft_of(step, content, self._serializer)
+        try:
+            manifest = commit(self._storage, draft, replace=False, check=lease.check)
+        except WriterSupersededError as error:
+            raise WriterSupersededError(f"Step {step} was not saved: {error}") from error
         self._last = info_of(manifest, pinned=False)
         try:
-            self._prune(manifest)
+            self._prune(manifest, lease)
+        except WriterSupersededError as error:
+            raise WriterSupersededError(f"Step {step} was saved, and is the last: {error}") from error
         except Exception as error:
             raise SaveFailedError(
                 f"Step {step} was saved, but deleting older checkpoints after it failed: {error} "
@@ -307,11 +344,17 @@ class CheckpointManager(Checkpointer):
                 step=step,
             ) from error
 
-    def _prune(self, written: Manifest) -> None:
+    def _prune(self, written: Manifest, lease: WriterLease | WriterClaim) -> None:
         """Delete what retention gives up; nothing at all where the storage cannot be read."""
         try:
-            committed = self._committed.look(just_written=written)
-            marked = read_best(self._storage)
+            with Requests[Any](self._storage) as requests:
+                requests.begin(lambda: self._committed.look(just_written=written))
+                requests.begin(read_best, self._storage)
+                requests.begin(lease.check)
+                if not self._swept:
+                    requests.begin(partial(sweep_unnamed, self._storage, older_than=self._dead_after_secs))
+                committed, marked, *_ = requests.results()
+            self._swept = True
         except (OSError, ValueError) as error:
             _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
             return
@@ -354,7 +397,7 @@ class CheckpointManager(Checkpointer):
         raise CheckpointNotFoundError(f"There is no checkpoint in {self._storage.url}.")
 
 
-def _let_go(lease: WriterLease, untold: list[str]) -> None:
+def _let_go(lease: WriterLease | WriterClaim, untold: list[str]) -> None:
     """End a manager that nobody can call any more."""
     lease.release()
     for failure in untold:
@@ -388,6 +431,12 @@ def _timeout(seconds: float) -> float:
             f"async_timeout_secs is a number of seconds above 0, or None to save in the caller's thread; "
             f"got {seconds!r}."
         )
+    return float(seconds)
+
+
+def _seconds(name: str, seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise InvalidValueError(f"{name} is a number of seconds, 0 or more; got {seconds!r}.")
     return float(seconds)
 
 

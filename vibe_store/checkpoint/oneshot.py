@@ -17,13 +17,14 @@ from vibe_store.checkpoint.arguments import (
     check_metrics,
     check_positive,
 )
-from vibe_store.checkpoint.commit import Content, write_checkpoint
+from vibe_store.checkpoint.commit import commit
+from vibe_store.checkpoint.content import Content, draft_of
 from vibe_store.checkpoint.layout import MANIFEST, METADATA, folder_of, step_folders
 from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, decode, strict_json
 from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
-from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -81,9 +82,9 @@ def save_checkpoint(
         trees = {name: _first_replica(tree) for name, tree in trees.items()}
     writer = get_serializer(serializer) if isinstance(serializer, str) else serializer
     content = Content(trees, described, check_metrics(metrics))
-    lease = lock_and_sweep(storage, "one-shot")
+    lease = become_writer(storage, "one-shot")
     try:
-        write_checkpoint(storage, step, content, writer, replace=True)
+        commit(storage, draft_of(step, content, writer), replace=True)
     except OSError as error:
         if error.errno is None:
             raise

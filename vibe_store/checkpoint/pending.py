@@ -1,8 +1,12 @@
 """Attempts under way: which keys have not been decided yet, and how what a dead writer left is swept.
 
-Before an attempt (a save, a replacement, a deletion) touches anything, it stores the list of the keys that it
-may leave behind. When it is done it removes the list. Whatever a list names and no manifest does is garbage,
-however far the attempt got; a reader never sees it, and the next writer removes it.
+On a local disk, before an attempt (a save, a replacement, a deletion) touches anything, it stores the list of
+the keys that it may leave behind. When it is done it removes the list. Whatever a list names and no manifest
+does is garbage, however far the attempt got; a reader never sees it, and the next writer removes it.
+
+Elsewhere, where each request takes its time, keys hold the id of their attempt and need no list: such an
+object that no manifest names is garbage. Only the deletion of files with plain names (somebody copied a local
+directory there, say) is listed first.
 """
 
 import errno
@@ -21,8 +25,9 @@ from vibe_store.checkpoint.layout import (
     MANIFEST,
     OWN,
     PINNED,
+    attempt_of,
     folder_of,
-    is_attempt_key,
+    is_local,
     is_set_aside,
     new_attempt,
     split_step_folder,
@@ -35,12 +40,15 @@ from vibe_store.storage.keys import is_key
 __all__ = [
     "declare",
     "declare_deletion",
+    "is_alive",
+    "is_list",
     "live_attempt",
     "pending_keys",
     "remove_unnamed",
     "settle",
     "staging_key",
     "sweep",
+    "to_be_listed",
 ]
 
 _log = logging.getLogger("vibe_store")
@@ -64,10 +72,17 @@ def live_attempt() -> Iterator[str]:
             _alive.discard(attempt)
 
 
+def to_be_listed(storage: StorageBackend, keys: Iterable[str]) -> list[str]:
+    """Return those of the keys that an attempt has to list before it touches them."""
+    local = is_local(storage)
+    return sorted(key for key in keys if local or attempt_of(_name(key)) is None)
+
+
 def declare(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
-    """Store which keys this attempt may leave behind, before it touches any."""
-    record = {"attempt": attempt, "keys": sorted(keys)}
-    storage.write(f"{_PENDING}{attempt}.json", json.dumps(record).encode(), durable=False)
+    """Store which keys this attempt may leave behind, before it touches any; none where their names tell."""
+    if listed := to_be_listed(storage, keys):
+        record = {"attempt": attempt, "keys": listed}
+        storage.write(f"{_PENDING}{attempt}.json", json.dumps(record).encode(), durable=False)
 
 
 def declare_deletion(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
@@ -84,9 +99,10 @@ def declare_deletion(storage: StorageBackend, attempt: str, keys: Iterable[str])
         )
 
 
-def settle(storage: StorageBackend, attempt: str) -> None:
-    """Remove the list of an attempt that left nothing behind."""
-    storage.delete([f"{_PENDING}{attempt}.json"], durable=False)
+def settle(storage: StorageBackend, attempt: str, keys: Iterable[str]) -> None:
+    """Remove the list of an attempt that left nothing behind, if these keys had to be listed."""
+    if to_be_listed(storage, keys):
+        storage.delete([f"{_PENDING}{attempt}.json"], durable=False)
 
 
 def staging_key(attempt: str) -> str:
@@ -120,7 +136,7 @@ def remove_unnamed(storage: StorageBackend, prefixes: Iterable[str]) -> None:
         blob.key
         for prefix in prefixes
         for blob in storage.list(prefix)
-        if is_attempt_key(blob.key.removeprefix(_folder(blob.key)))
+        if attempt_of(_name(blob.key)) is not None
     }
     # In this order: what is not pending any more is named by now, if it was committed.
     if found and (left := found - pending_keys(storage)) and (garbage := left - _in_use(storage, left)):
@@ -139,7 +155,7 @@ def sweep(storage: StorageBackend, *, older_than: float) -> bool:
     found = False
     for blob in list(storage.list(_PENDING)):
         attempt = _attempt(blob)
-        if _is_alive(attempt) or (older_than > 0 and time.time() - blob.modified < older_than):
+        if is_alive(attempt) or (older_than > 0 and time.time() - blob.modified < older_than):
             continue
         found = True
         try:
@@ -162,7 +178,7 @@ def _sweep_staging(staging: Path) -> bool:
         return False  # what a symbolic link leads to was staged by nobody
     found = False
     for path in staging.iterdir():
-        if _is_alive(path.name):
+        if is_alive(path.name):
             continue
         found = True
         if path.is_dir() and not path.is_symlink():
@@ -216,7 +232,18 @@ def _folder(key: str) -> str:
     return folder_of(split[1] if split else None)
 
 
-def _is_alive(attempt: str) -> bool:
+def _name(key: str) -> str:
+    """The name of a file relative to its step's folder."""
+    return key.removeprefix(_folder(key))
+
+
+def is_list(key: str) -> bool:
+    """Whether a key is that of a list of an attempt."""
+    return key.startswith(_PENDING)
+
+
+def is_alive(attempt: str) -> bool:
+    """Whether an attempt is under way in this process."""
     with _alive_lock:
         return attempt in _alive
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar, get_args
 
-from vibe_store.checkpoint.commit import read_manifest
 from vibe_store.checkpoint.layout import folder_of
+from vibe_store.checkpoint.lookup import read_manifest
 from vibe_store.checkpoint.manifest import Manifest, strict_json
 from vibe_store.checkpoint.source import StoredSource, open_file
 from vibe_store.errors import (
@@ -86,10 +86,8 @@ def load_metadata_of(storage: StorageBackend, step: int | None) -> dict[str, Any
     def load(manifest: Manifest) -> dict[str, Any] | None:
         if manifest.metadata is None:
             return None
-        with ExitStack() as stack:
-            with open_file(storage, folder_of(step), manifest.metadata, stack, verify="full") as stream:
-                data = stream.read()
-            metadata = strict_json(data)
+        with open_file(storage, folder_of(step), manifest.metadata, verify="full") as stream:
+            metadata = strict_json(stream.read())
         if not isinstance(metadata, dict):
             where = f"{storage.url}/{folder_of(step)}{manifest.metadata.key}"
             raise CorruptCheckpointError(f"The metadata in {where} is no JSON object.")

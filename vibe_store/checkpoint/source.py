@@ -4,18 +4,21 @@ import errno
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import xxhash
 
+from vibe_store.checkpoint.layout import is_local
 from vibe_store.checkpoint.manifest import ItemRecord, StoredFile
+from vibe_store.checkpoint.range_reader import RangeReader
+from vibe_store.checkpoint.requests import at_once
+from vibe_store.checkpoint.staging import check_room, temporary_folder
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, Source, StorageBackend, Verify
-from vibe_store.serializers.verifying_reader import CHUNK, VerifyingReader
+from vibe_store.serializers.verifying_reader import CHUNK, Readable, VerifyingReader
 
 __all__ = ["StoredSource", "check_file", "open_file"]
 
@@ -28,8 +31,8 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify
     Raises:
         CorruptCheckpointError: it is missing, or not what was written.
     """
-    if verify == "full" or storage.local_path("") is not None:
-        with ExitStack() as stack, open_file(storage, folder, file, stack, verify=verify) as stream:
+    if verify == "full" or is_local(storage):
+        with open_file(storage, folder, file, verify=verify) as stream:
             if isinstance(stream, VerifyingReader):
                 _read_to_the_end(stream, file.size)
         return
@@ -43,13 +46,21 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify
 
 @contextmanager
 def open_file(
-    storage: StorageBackend, folder: str, file: StoredFile, stack: ExitStack, *, verify: Verify
+    storage: StorageBackend, folder: str, file: StoredFile, *, verify: Verify
 ) -> Iterator[BinaryIO]:
-    """Open one file to be read once, front to back; a fetched copy of it goes with the stack."""
-    local = _local(storage, f"{folder}{file.key}", stack)
-    with _open_local(local, file, f"{storage.url}/{folder}{file.key}", verify) as raw:
-        where = f"{storage.url}/{folder}{file.key}"
-        yield cast("BinaryIO", _verified(raw, file, where) if verify == "full" else raw)
+    """Open one file to be read once, front to back."""
+    key, where = f"{folder}{file.key}", f"{storage.url}/{folder}{file.key}"
+    if is_local(storage):
+        with _open_local(_local(storage, key), file, where, verify) as raw:
+            yield cast("BinaryIO", _verified(raw, file, where) if verify == "full" else raw)
+        return
+    with closing(RangeReader(storage, key, None if verify == "off" else file.size)) as ranges:
+        try:
+            yield cast("BinaryIO", _verified(ranges, file, where) if verify == "full" else ranges)
+        except FileNotFoundError as error:
+            if error is not ranges.missing:
+                raise
+            raise _missing(where) from None
 
 
 class StoredSource(Source):
@@ -60,6 +71,7 @@ class StoredSource(Source):
     ) -> None:
         self._storage, self._folder, self._item = storage, folder, item
         self._stack, self._verify = stack, verify
+        self._fetched: dict[str, Path] | None = None
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -71,23 +83,46 @@ class StoredSource(Source):
 
     def path(self, name: str) -> Path:
         file = self._file(name)
-        local = _local(self._storage, self._key(file), self._stack)
+        if is_local(self._storage):
+            local = _local(self._storage, self._key(file))
+        else:
+            if self._fetched is None:
+                self._fetched = self._fetch_all()
+            local = self._fetched[name]
         with _open_local(local, file, self._where(file), self._verify) as raw:
             if self._verify == "full":
                 _read_to_the_end(_verified(raw, file, self._where(file)), file.size)
         return local
 
+    def _fetch_all(self) -> dict[str, Path]:
+        """Copy every file of the item to a local folder: whoever wants one of them wants all."""
+        files = self._item.files
+        check_room(
+            sum(file.size for file in files.values()), f"an item of {self._storage.url}/{self._folder}"
+        )
+        folder = self._stack.enter_context(temporary_folder())
+        places = {name: folder / str(number) for number, name in enumerate(files)}
+
+        def fetch(name: str) -> None:
+            try:
+                self._storage.get(self._key(files[name]), places[name])
+            except FileNotFoundError:
+                raise _missing(self._where(files[name])) from None
+
+        at_once(self._storage, fetch, files)
+        return places
+
     def open(self, name: str) -> BinaryIO:
         return self._stack.enter_context(
-            open_file(self._storage, self._folder, self._file(name), self._stack, verify=self._verify)
+            open_file(self._storage, self._folder, self._file(name), verify=self._verify)
         )
 
     def read_part(self, name: str, start: int, buffer: memoryview, checksum: str) -> None:
         file = self._file(name)
-        if self._storage.local_path("") is None:
+        if not is_local(self._storage):
             count = self._fetch_part(file, start, buffer)
         else:
-            local = _local(self._storage, self._key(file), self._stack)
+            local = _local(self._storage, self._key(file))
             with _open_local(local, file, self._where(file), self._verify) as raw:
                 raw.seek(start)
                 count = _fill(raw, buffer)
@@ -150,7 +185,7 @@ def _fill(raw: io.FileIO, buffer: memoryview) -> int:
     return filled
 
 
-def _verified(raw: io.FileIO, file: StoredFile, where: str) -> VerifyingReader:
+def _verified(raw: Readable, file: StoredFile, where: str) -> VerifyingReader:
     return VerifyingReader(raw, file.size, file.checksum, where)
 
 
@@ -160,18 +195,14 @@ def _read_to_the_end(reader: VerifyingReader, size: int) -> None:
         pass
 
 
-def _local(storage: StorageBackend, key: str, stack: ExitStack) -> Path:
-    """Return a local file with the bytes of an object, fetched where the storage is not a local disk."""
+def _local(storage: StorageBackend, key: str) -> Path:
+    """Return the local file that an object of a local disk is."""
     try:
         local = storage.local_path(key)
     except InvalidValueError as error:  # a link that leads out of the storage
         raise CorruptCheckpointError(str(error)) from error
     if local is None:
-        local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vibe_store-"))) / "object"
-        try:
-            storage.get(key, local)
-        except FileNotFoundError:
-            raise _missing(f"{storage.url}/{key}") from None
+        raise ValueError(f"{storage.url} is no local disk.")
     return local
 
 

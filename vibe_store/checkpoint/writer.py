@@ -1,30 +1,30 @@
-"""Becoming the writer of a directory: the lock where there is one, then the sweep."""
-
-from typing import Final
+"""Becoming the writer of a directory: by a lock on a local disk, by the process's id anywhere else."""
 
 from vibe_store.checkpoint import pending
 from vibe_store.checkpoint.layout import OWN, sweep_unfinished_best
+from vibe_store.checkpoint.writer_id import WriterClaim
 from vibe_store.checkpoint.writer_lock import Purpose, WriterLease, acquire_writer_lock
 from vibe_store.durable_files import remove_abandoned
 from vibe_store.interfaces import StorageBackend
 
-__all__ = ["lock_and_sweep"]
-
-_SURELY_DEAD_SECS: Final = 24 * 60 * 60.0
+__all__ = ["become_writer"]
 
 
-def lock_and_sweep(storage: StorageBackend, purpose: Purpose) -> WriterLease:
-    """Lock the directory for this process where it is a local one, and sweep what dead writers left.
+def become_writer(storage: StorageBackend, purpose: Purpose) -> WriterLease | WriterClaim:
+    """Become the writer of a directory, and on a local disk sweep what dead writers left.
 
-    Elsewhere nothing can be locked, so only what nobody has touched for a day is swept.
+    A local one is locked. Elsewhere a manager puts the id of its process there, and whoever was the writer
+    before stops. What is saved there once ("one-shot") needs neither: it disturbs no manager.
 
     Raises:
-        WriterLockedError: another process is writing there.
+        WriterLockedError: another process is writing to a local directory.
     """
     path = storage.local_path(f"{OWN}/writer.lock")
     if path is None:
-        pending.sweep(storage, older_than=_SURELY_DEAD_SECS)
-        return WriterLease.without_lock()
+        claim = WriterClaim(storage)
+        if purpose == "manager":
+            claim.make()
+        return claim
     lease = acquire_writer_lock(path, purpose)
     try:
         found = pending.sweep(storage, older_than=0.0)

@@ -54,6 +54,12 @@ class WriterLease:
         """Return a lease on a directory that cannot be locked."""
         return cls(_UNLOCKABLE)
 
+    def check(self) -> None:
+        """Do nothing: as long as this process has the lock, no other writes to the directory."""
+
+    def check_known(self) -> None:
+        """Do nothing, as :meth:`check`."""
+
     @property
     def valid(self) -> bool:
         """Whether this process holds it: not released, not inherited by a fork, its file not removed."""

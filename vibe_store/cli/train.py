@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vibe_store.checkpoint.layout import write_best
-from vibe_store.checkpoint.writer import lock_and_sweep
+from vibe_store.checkpoint.writer import become_writer
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.cli.progress import ProgressDisplay
 from vibe_store.metrics import MetricsLogger
@@ -105,7 +105,7 @@ def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progres
 @contextmanager
 def _written_by_us_alone(directory: str) -> Iterator[None]:
     """Hold the writer's lock from the start: a second process must stop before it touches the run's logs."""
-    lease = lock_and_sweep(open_storage(directory), "manager")
+    lease = become_writer(open_storage(directory), "manager")
     try:
         yield
     finally:

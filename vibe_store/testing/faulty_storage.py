@@ -82,7 +82,7 @@ class FaultyStorage(StorageBackend):
     """
 
     def __init__(self, inner: StorageBackend, *faults: Fault) -> None:
-        self.inner, self.url = inner, inner.url
+        self.inner, self.url, self.concurrency = inner, inner.url, inner.concurrency
         self.calls: list[Call] = []
         self.faults = faults
         self._lock = threading.Lock()

@@ -110,7 +110,8 @@ class OneAtATime(Stored):
             storage, trouble, lambda: save_checkpoint(storage, step=step, **content(seed, loss))
         )
         now, before = self._observe(), self._before()
-        self.just_swept |= not trouble.struck and "manifest" not in self.model.damaged.values()
+        swept = self.on_disk and "manifest" not in self.model.damaged.values()
+        self.just_swept |= swept and not trouble.struck
         if error is None or now.get(step) == seed:
             assert now == before | {step: seed}
             self._replaced(step, seed)
@@ -158,7 +159,7 @@ class OneAtATime(Stored):
             bad = self.model.damaged.get(step) == "manifest"
             assert bad or step not in self.model.held
             assert isinstance(error, CorruptCheckpointError if bad else CheckpointNotFoundError)
-        if error is None and not trouble.struck:
+        if self.on_disk and error is None and not trouble.struck:
             self.just_swept |= not writer.begun
         writer.begun = True
 

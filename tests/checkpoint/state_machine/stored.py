@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from vibe_store.checkpoint import CheckpointManager, list_checkpoints, load_manifest, load_metadata
 from vibe_store.checkpoint.layout import write_best
+from vibe_store.checkpoint.step_index import mark_key
 from vibe_store.errors import CorruptCheckpointError, SaveFailedError, VibeStoreError
 from vibe_store.interfaces import Blob, StorageBackend
 from vibe_store.run_dir import RunDir
@@ -195,8 +196,10 @@ class Stored(RuleBasedStateMachine):
             keys = {
                 str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink() or path.is_file()
             }
-        keys -= {"best", ".vibe_store/writer.lock"}
+        keys -= {"best", ".vibe_store/writer.lock", ".vibe_store/writer.json"}
         for step in self.model.held:
+            assert self.on_disk or mark_key(step) in keys
+            keys.discard(mark_key(step))
             files = load_manifest(self.inner, step=step).files
             keys -= {f"step_{step}/{name}" for name in ("manifest.json", *(file.key for file in files))}
         keys -= {f"step_{step}/pinned" for step in self.model.pins}

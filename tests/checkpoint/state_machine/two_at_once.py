@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from vibe_store.checkpoint import save_checkpoint
+from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -102,7 +103,10 @@ class TwoAtOnce(Stored):
         with pytest.MonkeyPatch.context() as patch:
             if elsewhere and not self.on_disk:
                 patch.setattr("vibe_store.checkpoint.pending._alive", set())
-                patch.setattr("vibe_store.checkpoint.writer._SURELY_DEAD_SECS", 86400.0)
+                patch.setattr(
+                    "vibe_store.checkpoint.manager.sweep_unnamed",
+                    lambda storage, **_: sweep_unnamed(storage, older_than=86_400.0),
+                )
             act.error = self._try(act.writer.storage, None, lambda: self._do(act, FaultyStorage(self.inner)))
 
     def _do(self, act: Act, storage: StorageBackend) -> None:
