@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vibe_store.checkpoint.layout import folder_of, step_folders
+from vibe_store.checkpoint.layout import StepFolder, folder_of, step_folders
 from vibe_store.checkpoint.lookup import info_of, read_manifests
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.interfaces import Blob, CheckpointInfo, StorageBackend
@@ -35,6 +35,7 @@ class CommittedSteps:
     def __init__(self, storage: StorageBackend) -> None:
         self._storage = storage
         self._known: dict[int, CommittedStep] = {}
+        self._unread: StepFolder | None = None
 
     def surely_lacks(self, step: int) -> bool:
         """Whether the last look, if there was one, did not show this step."""
@@ -47,9 +48,10 @@ class CommittedSteps:
         ranked nor deleted.
 
         Args:
-            just_written: a manifest that need not be read this time. (Next time it is, since what the listing
-                shows may be another's, who has replaced it.)
+            just_written: a manifest that need not be read this time. (Next time it is, unless :meth:`confirm`
+                was called, since what the listing shows may be another's, who has replaced it.)
         """
+        self._unread = None
         folders = [f for f in step_folders(self._storage, frozenset()) if f.manifest is not None]
         written = None if just_written is None else just_written.step
         changed = [
@@ -61,7 +63,7 @@ class CommittedSteps:
         found = {}
         for folder in folders:
             if just_written is not None and folder.step == written:
-                known = _record(None, just_written, pinned=folder.pinned)
+                known, self._unread = _record(None, just_written, pinned=folder.pinned), folder
             elif folder.step not in changed:
                 known = self._known[folder.step]
                 if known.info.pinned != folder.pinned:
@@ -76,6 +78,14 @@ class CommittedSteps:
             found[folder.step] = known
         self._known = found
         return found
+
+    def confirm(self) -> None:
+        """Read the manifest that the last look did not, so that the next one need not."""
+        folder = self._unread
+        if folder is not None and (manifest := read_manifests(self._storage, [folder.step]).get(folder.step)):
+            if isinstance(manifest, Manifest):
+                self._known[folder.step] = _record(folder.manifest, manifest, pinned=folder.pinned)
+            self._unread = None
 
     def _is_known(self, step: int, manifest: Blob | None) -> bool:
         known = self._known.get(step)

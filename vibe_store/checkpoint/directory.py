@@ -1,5 +1,6 @@
 """The start of a training run: resume what a directory holds, wipe it, or refuse."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -52,6 +53,7 @@ def initialize_checkpoint_dir(
     retention: str | RetentionPolicy | None = None,
     verify: Verify = "full",
     dead_after_secs: float = 86_400.0,
+    local_cache: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[CheckpointManager, bool]:
     """Open a directory for a run that starts now.
@@ -94,6 +96,7 @@ def initialize_checkpoint_dir(
         retention=retention,
         verify=verify,
         dead_after_secs=dead_after_secs,
+        local_cache=local_cache,
     )
     if not (resume or overwrite) and (present := _present(storage)):
         raise CheckpointsExistError(

@@ -1,6 +1,7 @@
 """CheckpointManager: periodic checkpoints of a training run, in the background, with retention."""
 
 import logging
+import os
 import time
 import warnings
 import weakref
@@ -20,11 +21,13 @@ from vibe_store.checkpoint.commit import commit, delete_steps
 from vibe_store.checkpoint.committed import CommittedSteps
 from vibe_store.checkpoint.content import Content, draft_of
 from vibe_store.checkpoint.layout import PINNED, check_step, folder_of, has_manifest, is_local, read_best
+from vibe_store.checkpoint.local_cache import LocalCache
 from vibe_store.checkpoint.lookup import info_of, read_manifest
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.requests import Requests
+from vibe_store.checkpoint.settings import check_mode, check_rank, check_seconds, check_timeout, policy_of
 from vibe_store.checkpoint.step_index import committed_steps, latest_step
 from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.checkpoint.writer import become_writer
@@ -47,10 +50,11 @@ from vibe_store.interfaces import (
     PyTree,
     RetentionPolicy,
     Serializer,
+    StorageBackend,
     Verify,
 )
-from vibe_store.registry import get_retention, get_serializer
-from vibe_store.retention import BestFn, best, keep_period_steps, latest, steps_to_delete
+from vibe_store.registry import get_serializer
+from vibe_store.retention import BestFn, best, keep_period_steps, steps_to_delete
 
 __all__ = ["CheckpointManager"]
 
@@ -75,24 +79,22 @@ class CheckpointManager(Checkpointer):
         save_interval_steps: :meth:`save` does something only for multiples of this.
         async_timeout_secs: how long a save in the background may take; None to save in the caller's thread.
         best_fn: from the metrics that ``save`` was given to the number that ranks a checkpoint. The best one
-        is
-            kept whatever its age. Without metrics, without the metric that is looked up (a ``KeyError``) or
-            with NaN, a checkpoint is never best. Of equals the earliest is best.
+            is kept whatever its age. Without metrics, without the metric that is looked up (a ``KeyError``)
+            or with NaN, a checkpoint is never best. Of equals the earliest is best.
         best_mode: whether the lowest ("min") or the highest ("max") rank is best.
         serializer: the name of a serializer, or one.
         retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``"; see
             :mod:`vibe_store.retention`.
         verify: what :meth:`restore` checks: ``"full"`` (every size and checksum), ``"sizes"``, or ``"off"``.
-        dead_after_secs: where the directory cannot be locked (in a bucket, say), how old an object has to be
-        that
-            no checkpoint names for it to be swept as a dead writer's. It has to be longer than any save
-            takes.
+        dead_after_secs: where the directory cannot be locked (in a bucket, say), how old an object that no
+            checkpoint names has to be to be swept as a dead writer's; longer than any save takes.
+        local_cache: a local folder in which the two newest steps of a directory that is elsewhere are kept as
+            well. :meth:`restore` then fetches a step only where the copy is not the same or does not verify.
         storage_options: options of the storage, such as credentials.
 
     Whatever the policy, these are never deleted: the highest step, the best one, the target of ``best``,
-    pinned
-    ones, those of ``keep_period``, the one saved last, and the one that was restored, until a higher one is
-    committed.
+    pinned ones, those of ``keep_period``, the one saved last, and the one that was restored, until a higher
+    one is committed.
 
     Raises:
         InvalidValueError: an argument has a value that cannot be used.
@@ -113,22 +115,24 @@ class CheckpointManager(Checkpointer):
         retention: str | RetentionPolicy | None = None,
         verify: Verify = "full",
         dead_after_secs: float = 86_400.0,
+        local_cache: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._policy = _policy(retention, max_to_keep)
+        self._policy = policy_of(retention, max_to_keep)
         self._keep_period = None if keep_period is None else check_positive("keep_period", keep_period)
         self._interval = check_positive("save_interval_steps", save_interval_steps)
         self._background = (
-            None if async_timeout_secs is None else BackgroundSave(_timeout(async_timeout_secs))
+            None if async_timeout_secs is None else BackgroundSave(check_timeout(async_timeout_secs))
         )
-        self._best_fn, self._best_mode = best_fn, _mode(best_mode)
+        self._best_fn, self._best_mode = best_fn, check_mode(best_mode)
         self._verify = check_verify(verify)
         self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
         self._storage = open_directory(directory, storage_options)
         self._is_local = is_local(self._storage)
-        self._dead_after_secs = _seconds("dead_after_secs", dead_after_secs)
+        self._dead_after_secs = check_seconds("dead_after_secs", dead_after_secs)
         self._lease: WriterLease | WriterClaim | None = None
         self._swept = self._is_local  # which the lock does
+        self._cache = None if local_cache is None else _cache(local_cache, self._storage)
         self._committed = CommittedSteps(self._storage)
         self._restored: int | None = None
         self._last: CheckpointInfo | None = None
@@ -154,7 +158,7 @@ class CheckpointManager(Checkpointer):
         trees, ranked = check_items(pytree, items), check_metrics(metrics)
         described = None if metadata is None else check_json_object("metadata", metadata)
         if self._best_fn is not None and ranked is not None:
-            _check_rank(self._best_fn, ranked)
+            check_rank(self._best_fn, ranked)
         self._settle_before(step)
         if self._is_local:
             self.become_writer()
@@ -329,7 +333,8 @@ class CheckpointManager(Checkpointer):
     def _write(self, step: int, content: Content) -> None:
         lease, draft = self._held_lease(), draft_of(step, content, self._serializer)
         try:
-            manifest = commit(self._storage, draft, replace=False, check=lease.check)
+            keep = None if self._cache is None else self._cache.keep
+            manifest = commit(self._storage, draft, replace=False, check=lease.check, keep=keep)
         except WriterSupersededError as error:
             raise WriterSupersededError(f"Step {step} was not saved: {error}") from error
         self._last = info_of(manifest, pinned=False)
@@ -365,9 +370,16 @@ class CheckpointManager(Checkpointer):
             restored = None
         protected = {ranked, marked, last, restored, *keep_period_steps(list(committed), self._keep_period)}
         doomed = sorted(steps_to_delete(infos, self._policy, protected=protected))
-        delete_steps(self._storage, {step: committed[step].keys for step in doomed})
+        with Requests[None](self._storage) as requests:
+            requests.begin(delete_steps, self._storage, {step: committed[step].keys for step in doomed})
+            if not self._is_local:
+                requests.begin(self._committed.confirm)
 
     def _load(self, step: int, likes: Mapping[str, PyTree], *, partial: bool) -> dict[str, PyTree]:
+        if self._cache is not None:
+            loaded = self._cache.load(step, likes, partial=partial, serializer=self._serializer)
+            if loaded is not None:
+                return loaded
         return load_items(
             self._storage, step, likes, partial=partial, verify=self._verify, serializer=self._serializer
         )
@@ -405,49 +417,10 @@ def _let_go(lease: WriterLease | WriterClaim, untold: list[str]) -> None:
     untold.clear()
 
 
-def _policy(retention: str | RetentionPolicy | None, max_to_keep: int) -> RetentionPolicy:
-    if retention is None:
-        return latest(max_to_keep)
-    if isinstance(retention, str):
-        return get_retention(retention)
-    if not callable(retention):
+def _cache(folder: str | os.PathLike[str], of: StorageBackend) -> LocalCache:
+    if is_local(of):
         raise InvalidValueError(
-            f"retention is the name of a retention policy, or one, such as latest(5); got {retention!r}."
+            f"local_cache={os.fspath(folder)!r} is of no use where the checkpoints are on a local disk "
+            f"already, in {of.url}. Leave it out."
         )
-    return retention
-
-
-def _mode(mode: str) -> Literal["min", "max"]:
-    if mode == "min":
-        return "min"
-    if mode == "max":
-        return "max"
-    raise InvalidValueError(f'best_mode is "min" or "max"; got {mode!r}.')
-
-
-def _timeout(seconds: float) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise InvalidValueError(
-            f"async_timeout_secs is a number of seconds above 0, or None to save in the caller's thread; "
-            f"got {seconds!r}."
-        )
-    return float(seconds)
-
-
-def _seconds(name: str, seconds: float) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise InvalidValueError(f"{name} is a number of seconds, 0 or more; got {seconds!r}.")
-    return float(seconds)
-
-
-def _check_rank(best_fn: BestFn, metrics: Mapping[str, float]) -> None:
-    try:
-        rank = best_fn(metrics)
-    except KeyError:
-        return
-    try:
-        float(rank)
-    except (TypeError, ValueError):
-        raise InvalidValueError(
-            f"best_fn returned {rank!r} for the metrics {dict(metrics)}; it has to return a number."
-        ) from None
+    return LocalCache(folder, of)

@@ -34,6 +34,7 @@ __all__ = [
     "decode",
     "encode",
     "is_file_key",
+    "same_content",
     "strict_json",
 ]
 
@@ -115,6 +116,18 @@ class Manifest:
     def size(self) -> int:
         """The bytes of all its files."""
         return sum(file.size for file in self.files)
+
+
+def same_content(one: Manifest, other: Manifest) -> bool:
+    """Whether two checkpoints hold the same, whoever wrote them, and under whatever keys."""
+
+    def content(manifest: Manifest) -> object:
+        items = {name: (item.serializer, item.entries, item.leaves) for name, item in manifest.items.items()}
+        metadata = manifest.metadata and (manifest.metadata.size, manifest.metadata.checksum)
+        # As text, since NaN is not equal to itself.
+        return manifest.step, items, metadata, repr(sorted((manifest.metrics or {}).items()))
+
+    return content(one) == content(other)
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -56,8 +56,7 @@ def save_checkpoint(
 
     Args:
         directory: a local folder or the URL of one; it is created. A folder called ``step_N`` is step N of
-        the
-            folder around it.
+            the folder around it.
         pytree: what to save.
         step: save into the subfolder ``step_{step}``; without it, into ``directory`` itself.
         metadata: anything that JSON can hold; see :func:`load_metadata`.

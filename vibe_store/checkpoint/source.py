@@ -36,12 +36,9 @@ def check_file(storage: StorageBackend, folder: str, file: StoredFile, *, verify
             if isinstance(stream, VerifyingReader):
                 _read_to_the_end(stream, file.size)
         return
-    key = f"{folder}{file.key}"
-    size = next((blob.size for blob in storage.list(key) if blob.key == key), None)
-    if size is None:
-        raise _missing(f"{storage.url}/{key}")
+    size = _listed_size(storage, f"{folder}{file.key}")
     if verify == "sizes" and size != file.size:
-        raise _other_size(f"{storage.url}/{key}", size, file)
+        raise _other_size(f"{storage.url}/{folder}{file.key}", size, file)
 
 
 @contextmanager
@@ -54,6 +51,8 @@ def open_file(
         with _open_local(_local(storage, key), file, where, verify) as raw:
             yield cast("BinaryIO", _verified(raw, file, where) if verify == "full" else raw)
         return
+    if verify == "sizes":
+        check_file(storage, folder, file, verify=verify)  # a serializer need not read to the end
     with closing(RangeReader(storage, key, None if verify == "off" else file.size)) as ranges:
         try:
             yield cast("BinaryIO", _verified(ranges, file, where) if verify == "full" else ranges)
@@ -204,6 +203,14 @@ def _local(storage: StorageBackend, key: str) -> Path:
     if local is None:
         raise ValueError(f"{storage.url} is no local disk.")
     return local
+
+
+def _listed_size(storage: StorageBackend, key: str) -> int:
+    """Return the size of an object."""
+    size = next((blob.size for blob in storage.list(key) if blob.key == key), None)
+    if size is None:
+        raise _missing(f"{storage.url}/{key}")
+    return size
 
 
 def _missing(where: str) -> CorruptCheckpointError:
