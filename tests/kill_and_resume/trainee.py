@@ -1,67 +1,59 @@
 """A training run in a process of its own, which prints where it is and can be told to die or hang in a save.
 
-Its only argument is a JSON object: ``directory``, ``total``, ``interval``, ``fault_at_call`` and
-``fault``, which is "before" or "after" (it dies before or after that call) or "hang" (it stops there).
+Its only argument is a JSON object: ``directory``, ``options`` (of the storage), ``total``, ``interval``,
+``fault_at_call`` and ``fault``, which is "before" or "after" (it dies before or after its n-th call that
+changes something) or "hang" (it stops there).
 """
 
+import itertools
 import json
 import os
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import gymnax
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.checkpoint import initialize_checkpoint_dir
 from vibe_store.errors import VibeStoreWarning
+from vibe_store.registry import open_storage
 from vibe_store.runner import RunnerConfig, train_dqn
-from vibe_store.storage.local import LocalStorage
+from vibe_store.testing import Call, Fault, FaultyStorage
 
 
-class FaultyStorage(LocalStorage):
-    """A local storage that kills its process, or hangs, at its n-th call that changes something."""
+def _fault(at_call: int | None, fault: str) -> Fault:
+    calls = itertools.count(1)
 
-    def __init__(self, url: str, fault_at_call: int | None, fault: str) -> None:
-        super().__init__(url)
-        self._left, self._fault = fault_at_call, fault
-
-    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
-        self._about_to()
-        super().write(key, data, overwrite=overwrite, durable=durable)
-        self._did()
-
-    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
-        self._about_to()
-        super().put(source, key, move=move, durable=durable)
-        self._did()
-
-    def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
-        self._about_to()
-        super().delete(keys, durable=durable)
-        self._did()
-
-    def _about_to(self) -> None:
-        if self._left is not None:
-            self._left -= 1
-        if self._left == 0 and self._fault == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._left == 0 and self._fault == "hang":
+    def now(call: Call) -> bool:
+        if call.method not in {"write", "put", "delete"} or next(calls) != at_call:
+            return False
+        if fault == "hang":
             print("hanging", flush=True)
-            time.sleep(300)
+        return True
 
-    def _did(self) -> None:
-        if self._left == 0 and self._fault == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die() -> BaseException:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    if fault == "hang":
+        return Fault(now, "delay", seconds=300.0)
+    return Fault(now, "before" if fault == "before" else "after", die)
 
 
-def main(directory: str, total: int, interval: int, fault_at_call: int | None, fault: str) -> None:
+def main(
+    directory: str,
+    options: Mapping[str, Any],
+    total: int,
+    interval: int,
+    fault_at_call: int | None,
+    fault: str,
+) -> None:
     warnings.simplefilter("error", VibeStoreWarning)
     env, env_params = gymnax.make("CartPole-v1")
-    storage = FaultyStorage(directory, fault_at_call, fault)
+    storage = FaultyStorage(open_storage(directory, **options), _fault(fault_at_call, fault))
     checkpointer, _ = initialize_checkpoint_dir(storage, resume=True, max_to_keep=3)
     print("resumed", checkpointer.latest_step() or 0, flush=True)
     with checkpointer:
