@@ -90,13 +90,11 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: Any) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_neither_or_both_of_name_and_id_and_a_base_that_is_a_url_are_refused(tmp_path: Path) -> None:
+def test_neither_or_both_of_name_and_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match="the name of a new run, or the run_id"):
         RunDir(base_dir=tmp_path)
     with pytest.raises(InvalidValueError, match="the name of a new run, or the run_id"):
         RunDir("a", base_dir=tmp_path, run_id="b")
-    with pytest.raises(InvalidValueError, match="on a local disk"):
-        RunDir("a", base_dir="s3://bucket/runs")
 
 
 def test_the_paths_are_where_the_layout_says(run: RunDir) -> None:

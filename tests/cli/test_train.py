@@ -3,11 +3,13 @@
 import json
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from vibe_store import RunDir, open_storage
 from vibe_store.checkpoint import list_checkpoints
+from vibe_store.metrics import read_metrics
+from vibe_store.run_dir import find_runs
 
 Run = Callable[..., Any]
 
@@ -135,6 +140,74 @@ def test_a_run_is_trained_resumed_and_extended(train: Run, tmp_path: Path) -> No
     assert (run / "config.json").read_bytes() == before, (
         "settings that do not fit would spoil the next resume"
     )
+
+
+@pytest.fixture(params=["memory", "s3", pytest.param("gcs", marks=pytest.mark.proof)])
+def runs_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of no run yet, which opens with what is in the environment."""
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/runs"
+    bucket = request.getfixturevalue(request.param)
+    if request.param == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.server)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", bucket.storage_options["key"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", bucket.storage_options["secret"])
+    else:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.server)
+    return f"{bucket.url}/{uuid.uuid4().hex}/runs"
+
+
+def test_a_whole_run_in_a_bucket_is_trained_resumed_and_looked_at(
+    vibe_store: Run, runs_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate = ("--runner.eval-interval", "32", "--runner.eval-episodes", "1")
+    ran = vibe_store("train", "cartpole_dqn", *TINY, *evaluate, "--base-dir", runs_url)
+    assert (ran.status, ran.err) == (0, "")
+    (run,) = find_runs(runs_url)
+    assert f"Run: {run.path} (checkpoints in {run.checkpoints})\nStarting at step 0.\n" in ran.out
+    assert f"Checkpoints: {run.checkpoints} (vibe-store ls {run.checkpoints})\n" in ran.out
+    assert [step for step, _ in run.list_checkpoints()] == [32, 64]
+    assert [line["step"] for line in read_metrics(run.log_path())] == [16, 32, 48, 64]
+
+    # As if it had been killed after its first checkpoint; a run of another preset began after it.
+    storage = open_storage(str(run.checkpoints))
+    storage.delete(["step_64/manifest.json"])
+    RunDir(base_dir=runs_url, run_id="other").save_config({"preset": "other", "created": "9999"})
+    ran = vibe_store("train", "cartpole_dqn", "--base-dir", runs_url, "--runner.resume", "true")
+    assert (ran.status, ran.err) == (0, "")
+    assert f"Run: {run.path} (" in ran.out
+    assert "Going on from step 32.\n" in ran.out
+    assert [line["step"] for line in read_metrics(run.log_path())] == [16, 32, 48, 64]
+
+    (further,) = [line for line in ran.out.splitlines() if line.startswith("Train further: vibe-store ")]
+    ran = vibe_store(*shlex.split(further)[3:])
+    assert (ran.status, ran.err) == (0, "")
+    assert "Going on from step 64.\n" in ran.out
+    assert [step for step, _ in run.list_checkpoints()] == [32, 64, 96, 128]
+    assert [line["step"] for line in read_metrics(run.log_path())][-1] == 128
+    assert run.best_checkpoint is not None
+
+    for place in (run.path, run.checkpoints, f"{run.path}/"):
+        listed = json.loads(vibe_store("ls", str(place), "--json").out)
+        assert listed["directory"] == str(run.checkpoints)
+        assert [entry["step"] for entry in listed["checkpoints"]] == [32, 64, 96, 128]
+    assert vibe_store("verify", str(run.path)).status == 0
+    assert json.loads(vibe_store("show", str(run.path), "64", "--json").out)["step"] == 64
+    best = json.loads(vibe_store("show", str(run.checkpoints / "best"), "--json").out)
+    assert f"step_{best['step']}" == run.best_checkpoint.name
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["--base-dir", "--runner.checkpoint-dir"])
+def test_a_url_that_lost_a_slash_is_a_mistake(
+    train: Run, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = train(*TINY, place, "s3:/bucket/runs")
+    assert ran.status == 1
+    assert "lost a slash" in ran.err
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_resumed_run_names_each_changed_setting_once(train: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run of DQN does, saves and resumes to."""
 
 import logging
+import uuid
 import warnings
 from collections.abc import Mapping
 from itertools import pairwise
@@ -16,7 +17,7 @@ import pytest
 from gymnax.environments.classic_control.cartpole import CartPole
 
 from vibe_store.algorithms.dqn import DQN
-from vibe_store.checkpoint import load_checkpoint
+from vibe_store.checkpoint import load_checkpoint, load_metadata
 from vibe_store.errors import (
     CheckpointsExistError,
     InvalidValueError,
@@ -25,6 +26,7 @@ from vibe_store.errors import (
     VibeStoreWarning,
 )
 from vibe_store.runner import Progress, TrainResult, train_dqn
+from vibe_store.storage.url_path import UrlPath
 
 
 def train(cartpole: tuple[Any, Any], small: SimpleNamespace, **changes: Any) -> TrainResult:
@@ -209,6 +211,33 @@ def test_metrics_progress_and_the_best_checkpoint_are_told(
     assert best[0] == 160
     assert best[-1] == max(returns, key=lambda step: returns[step])
     assert same_bits(result, straight[0])
+
+
+def test_training_goes_on_where_a_line_of_metrics_cannot_be_written(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, straight: tuple[TrainResult, Any]
+) -> None:
+    def write(line: Mapping[str, Any]) -> None:
+        if line["step"] == 112:
+            raise OSError(28, "The lines wait.")
+
+    with pytest.warns(VibeStoreWarning, match=r"The lines wait\. Training goes on\.") as warned:
+        result = train(cartpole, small, metrics=SimpleNamespace(write=write))
+    assert len(warned) == 1
+    assert same_bits(result, straight[0])
+
+
+def test_the_checkpoints_of_a_run_can_be_in_a_bucket(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, s3: Any, straight: tuple[TrainResult, Any]
+) -> None:
+    place = UrlPath(f"{s3.url}/{uuid.uuid4().hex}", s3.storage_options)
+    train(cartpole, small, checkpoint_dir=place, total_timesteps=304)
+    result = train(cartpole, small, checkpoint_dir=place, resume=True)
+    assert result.resumed_from == 304
+    assert same_bits(result, straight[0])
+    saved = load_metadata(place, step=480)
+    assert saved is not None
+    assert saved["runner_config"]["total_timesteps"] == 480
+    assert s3.server not in repr(saved), "the options of the storage are nobody else's"
 
 
 def test_a_resumed_run_knows_the_best_return_before_it(

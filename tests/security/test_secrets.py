@@ -12,9 +12,17 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from vibe_store import open_storage
-from vibe_store.checkpoint import CheckpointManager, list_checkpoints, load_checkpoint, save_checkpoint
+from vibe_store.checkpoint import (
+    CheckpointManager,
+    list_checkpoints,
+    load_checkpoint,
+    load_eqx,
+    save_checkpoint,
+    save_eqx,
+)
 from vibe_store.cli import main
-from vibe_store.errors import InvalidValueError, VibeStoreError
+from vibe_store.errors import InvalidValueError, VibeStoreError, VibeStoreWarning
+from vibe_store.metrics import MetricsLogger, read_metrics
 from vibe_store.run_dir import RunDir
 from vibe_store.storage.fsspec import FsspecStorage
 from vibe_store.storage.keys import check_url
@@ -147,6 +155,7 @@ def test_no_secret_is_in_what_a_filesystem_raises(fault: str, tmp_path: Path, ca
     storage = open_storage(url, **OPTIONS)
     save_checkpoint(storage, 1, step=1)
     storage.write("key", b"data")
+    metrics = MetricsLogger(f"{url}/m.jsonl", storage_options=OPTIONS)
     LoudFileSystem.fault = fault
     (tmp_path / "file").write_bytes(b"data")
     doors = {
@@ -163,6 +172,13 @@ def test_no_secret_is_in_what_a_filesystem_raises(fault: str, tmp_path: Path, ca
         "load_checkpoint": lambda: load_checkpoint(url, 1, step=1, storage_options=OPTIONS),
         "list_checkpoints": lambda: list_checkpoints(url, storage_options=OPTIONS),
         "manager": lambda: _save_in_background(url),
+        "run": lambda: RunDir("run", base_dir=url, storage_options=OPTIONS),
+        "config": RunDir(base_dir=url, run_id="run", storage_options=OPTIONS).load_config,
+        "load_eqx": lambda: load_eqx(f"{url}/step_1/state.eqx", storage_options=OPTIONS),
+        "save_eqx": lambda: save_eqx(f"{url}/state.eqx", 1),
+        "open metrics": lambda: MetricsLogger(f"{url}/m.jsonl", storage_options=OPTIONS),
+        "read metrics": lambda: read_metrics(f"{url}/m.jsonl", storage_options=OPTIONS),
+        "metrics": lambda: _flush(metrics),
     }
     raised = 0
     for door in doors.values():
@@ -173,6 +189,11 @@ def test_no_secret_is_in_what_a_filesystem_raises(fault: str, tmp_path: Path, ca
             _check(_shown(error))
     assert raised > 6
     _check(caplog.text)
+
+
+def _flush(metrics: MetricsLogger) -> None:
+    metrics.write({"step": 1})
+    metrics.close()
 
 
 def _save_in_background(url: str) -> None:
@@ -296,6 +317,16 @@ def test_the_warning_of_a_race_shows_no_credentials() -> None:
 
 
 def test_a_run_directory_quotes_no_credentials() -> None:
+    run = RunDir(base_dir=_url(), run_id="mine", storage_options=OPTIONS)
+    _check(f"{run!r} {run.path!r} {run.list_checkpoints()!r} {run.log_path()!r}")
     with pytest.raises(InvalidValueError) as caught:
-        RunDir("run", base_dir=_url())
+        RunDir("run", base_dir=_url().replace("://", ":/"))
+    _check(str(caught.value))
+    run.mark_best(1)
+    with pytest.warns(VibeStoreWarning, match="which is not there") as warned:
+        assert run.best_checkpoint is None
+    _check(str(warned[0].message))
+    open_storage(str(run.path), **OPTIONS).write("config.json", b"{")
+    with pytest.raises(InvalidValueError) as caught:
+        run.load_config()
     _check(str(caught.value))

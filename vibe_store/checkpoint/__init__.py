@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vibe_store.checkpoint.directory import initialize_checkpoint_dir as initialize_checkpoint_dir
+    from vibe_store.checkpoint.eqx_files import load_eqx as load_eqx
+    from vibe_store.checkpoint.eqx_files import save_eqx as save_eqx
     from vibe_store.checkpoint.looking import CheckpointStatus as CheckpointStatus
     from vibe_store.checkpoint.looking import Fault as Fault
     from vibe_store.checkpoint.looking import list_checkpoints as list_checkpoints
@@ -16,10 +18,8 @@ if TYPE_CHECKING:
     from vibe_store.checkpoint.manager import CheckpointManager as CheckpointManager
     from vibe_store.checkpoint.manifest import Manifest as Manifest
     from vibe_store.checkpoint.oneshot import load_checkpoint as load_checkpoint
-    from vibe_store.checkpoint.oneshot import load_eqx as load_eqx
     from vibe_store.checkpoint.oneshot import load_metadata as load_metadata
     from vibe_store.checkpoint.oneshot import save_checkpoint as save_checkpoint
-    from vibe_store.serializers.eqx import save_eqx as save_eqx
 
 _WHERE = {
     "CheckpointManager": "vibe_store.checkpoint.manager",
@@ -29,11 +29,11 @@ _WHERE = {
     "initialize_checkpoint_dir": "vibe_store.checkpoint.directory",
     "list_checkpoints": "vibe_store.checkpoint.looking",
     "load_checkpoint": "vibe_store.checkpoint.oneshot",
-    "load_eqx": "vibe_store.checkpoint.oneshot",
+    "load_eqx": "vibe_store.checkpoint.eqx_files",
     "load_manifest": "vibe_store.checkpoint.looking",
     "load_metadata": "vibe_store.checkpoint.oneshot",
     "save_checkpoint": "vibe_store.checkpoint.oneshot",
-    "save_eqx": "vibe_store.serializers.eqx",
+    "save_eqx": "vibe_store.checkpoint.eqx_files",
     "verify_checkpoint": "vibe_store.checkpoint.looking",
 }
 

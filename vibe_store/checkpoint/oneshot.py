@@ -1,9 +1,7 @@
 """Saving and loading one checkpoint outside a training loop."""
 
-import os
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -19,8 +17,9 @@ from vibe_store.checkpoint.arguments import (
 )
 from vibe_store.checkpoint.commit import commit
 from vibe_store.checkpoint.content import Content, draft_of
-from vibe_store.checkpoint.layout import MANIFEST, METADATA, folder_of, step_folders
-from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, decode, strict_json
+from vibe_store.checkpoint.eqx_files import local_file
+from vibe_store.checkpoint.layout import METADATA, folder_of, step_folders
+from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, strict_json
 from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
@@ -28,15 +27,13 @@ from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    DamagedCheckpointWarning,
     UnsupportedLeafError,
 )
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
 from vibe_store.registry import get_serializer
 from vibe_store.serializers import eqx
-from vibe_store.storage.local import LocalStorage
 
-__all__ = ["load_checkpoint", "load_eqx", "load_metadata", "save_checkpoint"]
+__all__ = ["load_checkpoint", "load_metadata", "save_checkpoint"]
 
 
 def save_checkpoint(
@@ -159,32 +156,13 @@ def load_metadata(
         return _hand_written_metadata(storage, f"{folder_of(step)}{METADATA}")
 
 
-def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False) -> PyTree:
-    """Load one ``.eqx`` file, written by :func:`save_eqx`, by a checkpoint or by plain Equinox.
-
-    Where the file belongs to a checkpoint that keeps it under another name (because it was replaced), that
-    file is read.
-
-    Args:
-        path: the file.
-        like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
-            Without one, the tree comes back as :func:`load_checkpoint` says.
-        partial: read only what the template has, of a file that may hold more.
-
-    Raises:
-        CheckpointNotFoundError: there is no such file.
-        TemplateMismatchError: template and file differ; every difference is in it, by path.
-        CorruptCheckpointError: the file is not what was written.
-    """
-    return eqx.load_eqx(_resolve(Path(path)), like, partial=partial)
-
-
 def _load_hand_written(storage: StorageBackend, step: int | None, like: PyTree, *, partial: bool) -> PyTree:
     """Load a ``state.eqx`` that no manifest names; raise what is there instead."""
     key = f"{folder_of(step)}{STATE}.eqx"
-    local = storage.local_path(key)
-    if local is not None and local.is_file() and key not in pending_keys(storage):
-        return eqx.load_eqx(local, like, partial=partial)
+    with ExitStack() as stack:
+        file = None if key in pending_keys(storage) else local_file(storage, key, stack)
+        if file is not None:
+            return eqx.load_eqx(file, like, partial=partial, name=f"{storage.url}/{key}")
     steps = [str(folder.step) for folder in step_folders(storage, pending_keys(storage))]
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     hint = f" It has the steps {', '.join(steps)}; pass one as step=." if steps else ""
@@ -204,31 +182,6 @@ def _hand_written_metadata(storage: StorageBackend, key: str) -> dict[str, Any] 
     if not isinstance(metadata, dict):
         raise CorruptCheckpointError(f"{storage.url}/{key} holds no JSON object.")
     return metadata
-
-
-def _resolve(path: Path) -> Path:
-    """Return the file that holds the bytes of ``path``, as the manifest beside it says, if there is one."""
-    where = path.parent / MANIFEST
-    if not os.path.lexists(where):
-        return path
-    storage = LocalStorage(str(path.parent.absolute()))  # which keeps to this folder
-    try:
-        manifest = decode(storage.read(MANIFEST, 0, MAX_JSON_BYTES + 1), where=str(where))
-    except (FileNotFoundError, NotADirectoryError):
-        return path
-    except CorruptCheckpointError as error:
-        if not path.is_file():
-            raise
-        warnings.warn(
-            f"{path} is read as it is, although another file may have replaced it: {error}",
-            DamagedCheckpointWarning,
-            stacklevel=3,
-        )
-        return path
-    files = {name: file for item in manifest.items.values() for name, file in item.files.items()}
-    if path.name not in files:
-        return path
-    return storage.local_path(files[path.name].key)
 
 
 def _first_replica(tree: PyTree) -> PyTree:

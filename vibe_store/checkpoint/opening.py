@@ -5,21 +5,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vibe_store.checkpoint.layout import BEST, check_step, is_step_folder, split_step_folder
+from vibe_store.checkpoint.layout import BEST, check_step, is_step_folder, read_best, split_step_folder
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
+from vibe_store.storage.url_path import UrlPath, url_path_of
 
 __all__ = ["Directory", "locate", "open_directory"]
 
-Directory: TypeAlias = str | os.PathLike[str] | StorageBackend
-"""A directory of checkpoints: a local folder, the URL of one, or a storage that is open already."""
+Directory: TypeAlias = str | os.PathLike[str] | UrlPath | StorageBackend
+"""A directory of checkpoints: a local folder, the URL of one (as text, as a UrlPath, which may bring
+storage options, or as a path of universal-pathlib), or a storage that is open already."""
 
 
 def open_directory(directory: Directory, options: Mapping[str, Any] | None) -> StorageBackend:
-    """Return the storage of a directory of checkpoints."""
+    """Return the storage of a directory of checkpoints.
+
+    ``options`` come on top of those that the directory brings, and win over them by name.
+    """
     if isinstance(directory, StorageBackend):
         return directory
+    if not isinstance(directory, str):
+        url = url_path_of(directory, options)
+        if url is not None:
+            return open_storage(url.url, **url.storage_options)
+        if isinstance(directory, UrlPath):  # on the local disk
+            directory = directory.url
     return open_storage(directory, **(options or {}))
 
 
@@ -28,16 +39,36 @@ def locate(
 ) -> tuple[StorageBackend, int | None]:
     """Return the storage of a directory of checkpoints, and the step in it.
 
-    Without a step, a directory called ``step_N``, or a link to one, is step N of the directory around it.
+    Without a step, a directory called ``step_N``, or a link to one, is step N of the directory around it; so
+    is one called ``best`` where the directory around it marks a step as the best one.
     """
     if step is not None:
         return open_directory(directory, options), check_step(step)
-    if not isinstance(directory, StorageBackend):
-        link = Path(directory).expanduser()
-        split = split_step_folder(_target(link) if link.is_symlink() else os.fspath(directory))
-        if split is not None:
-            directory, step = split
+    if isinstance(directory, StorageBackend):
+        return directory, None
+    url = url_path_of(directory, options)
+    if url is not None:
+        return _locate_by_url(directory, url, options)
+    text = os.fspath(directory) if isinstance(directory, os.PathLike) else str(directory)
+    link = Path(text).expanduser()
+    split = split_step_folder(_target(link) if link.is_symlink() else text)
+    if split is not None:
+        directory, step = split
     return open_directory(directory, options), step
+
+
+def _locate_by_url(
+    directory: Directory, url: UrlPath, options: Mapping[str, Any] | None
+) -> tuple[StorageBackend, int | None]:
+    if not url.is_root:
+        if is_step_folder(url.name):
+            return open_directory(url.parent, None), int(url.name.partition("_")[2])
+        if url.name == BEST:
+            around = open_directory(url.parent, None)
+            marked = read_best(around) if around.local_path("") is None else None
+            if marked is not None:
+                return around, marked
+    return open_directory(directory, options), None
 
 
 def _target(link: Path) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +14,17 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
-from vibe_store.run_dir import RunDir
+from vibe_store.run_dir import Place, RunDir, find_runs
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.presets import Preset
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["TrainPlan", "plan_training"]
 
 _Config = TypeVar("_Config", DQNConfig, RunnerConfig)
+
+_AT_ONCE = 16
+"""How many runs' configurations are read at the same time."""
 
 _ONE_RUN_ONLY = ("resume", "overwrite")
 """Fields of RunnerConfig that say how to begin, so a later start takes nothing from them."""
@@ -59,7 +64,7 @@ class _Flags:
     run_id: str | None = None
     """Name of the run's folder in base_dir: one to create or, with --runner.resume true, to go on with."""
     base_dir: str = "runs"
-    """Folder that holds the folders of all runs."""
+    """Folder that holds the folders of all runs, or its URL (s3://bucket/runs, say)."""
 
 
 def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPlan:
@@ -154,29 +159,29 @@ def _existing_run(preset: Preset, flags: _Flags) -> RunDir | None:
             return None
         if config.get("preset") != preset.name:
             raise InvalidValueError(
-                f"The run {run.path} is of the preset {config.get('preset')!r}, not of {preset.name!r}. "
-                "Name that preset, or another --run-id."
+                f"The run {_shown(run.path)} is of the preset {config.get('preset')!r}, not of "
+                f"{preset.name!r}. Name that preset, or another --run-id."
             )
         if not (flags.runner.resume or flags.runner.overwrite):
             raise CheckpointsExistError(
-                f"The run {run.path} exists. Add --runner.resume true to go on with it, "
+                f"The run {_shown(run.path)} exists. Add --runner.resume true to go on with it, "
                 "--runner.overwrite true to start it over, or give another --run-id."
             )
         return run
     if not flags.runner.resume:
         return None
-    return _newest_run(preset, Path(flags.base_dir), flags.runner.checkpoint_dir)
+    return _newest_run(preset, flags.base_dir, flags.runner.checkpoint_dir)
 
 
-def _newest_run(preset: Preset, base: Path, checkpoint_dir: str | None) -> RunDir | None:
+def _newest_run(preset: Preset, base_dir: str, checkpoint_dir: str | None) -> RunDir | None:
     """Return the run of this preset that began last; given ``checkpoint_dir``, of those that save there."""
+    runs = find_runs(base_dir)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # in a bucket each is a request
+        configs = list(threads.map(_config_of, runs))
     newest, began = None, ""
-    for path in sorted(base.expanduser().glob("*/config.json")):
-        run = RunDir(base_dir=base, run_id=path.parent.name)
-        try:
-            config = run.load_config() or {}
-        except InvalidValueError as error:
-            warnings.warn(f"{error} That run was passed over.", VibeStoreWarning, stacklevel=2)
+    for run, config in zip(runs, configs, strict=True):
+        if isinstance(config, InvalidValueError):
+            warnings.warn(f"{config} That run was passed over.", VibeStoreWarning, stacklevel=2)
             continue
         if config.get("preset") != preset.name or str(config.get("created")) < began:
             continue
@@ -185,6 +190,13 @@ def _newest_run(preset: Preset, base: Path, checkpoint_dir: str | None) -> RunDi
         if checkpoint_dir is None or place == _absolute(checkpoint_dir):
             newest, began = run, str(config.get("created"))
     return newest
+
+
+def _config_of(run: RunDir) -> Mapping[str, Any] | InvalidValueError:
+    try:
+        return run.load_config() or {}
+    except InvalidValueError as error:
+        return error
 
 
 def _new_run(preset: Preset, flags: _Flags) -> RunDir:
@@ -205,12 +217,12 @@ def _stored_flags(run: RunDir, stored: Mapping[str, Any], defaults: _Flags) -> _
 def _stored_config(run: RunDir, group: str, stored: Mapping[str, Any], default: _Config) -> _Config:
     values = stored.get(group, {})
     if not isinstance(values, Mapping):
-        raise InvalidValueError(f"{run.config_path} cannot be used: {group!r} is no JSON object.")
+        raise InvalidValueError(f"{_shown(run.config_path)} cannot be used: {group!r} is no JSON object.")
     names = {field.name for field in dataclasses.fields(default)}
     unknown = sorted(values.keys() - names)
     if unknown:
         warnings.warn(
-            f"{run.config_path} has settings that this version does not know, which are passed over: "
+            f"{_shown(run.config_path)} has settings that this version does not know, which are passed over: "
             f"{', '.join(f'{group}.{name}' for name in unknown)}.",
             VibeStoreWarning,
             stacklevel=2,
@@ -223,7 +235,11 @@ def _stored_config(run: RunDir, group: str, stored: Mapping[str, Any], default: 
     try:
         return dataclasses.replace(default, **known)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"{run.config_path} cannot be used: {error}") from error
+        raise InvalidValueError(f"{_shown(run.config_path)} cannot be used: {error}") from error
+
+
+def _shown(place: Place) -> str:
+    return without_credentials(str(place))
 
 
 def _absolute(place: str) -> str:

@@ -40,6 +40,7 @@ from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, N
 from vibe_store.interfaces import Leaf, Verify
 from vibe_store.registry import open_storage
 from vibe_store.storage.redaction import without_credentials
+from vibe_store.storage.url_path import UrlPath
 
 __all__ = ["ls", "plugins", "show", "verify"]
 
@@ -53,7 +54,7 @@ class _Ls:
     """List the checkpoints of a directory, by step."""
 
     directory: _Directory
-    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    """A run's directory, a directory of checkpoints, or one checkpoint, or the URL of one of these."""
     json: _Json = False
     """Print JSON."""
 
@@ -63,7 +64,7 @@ class _Show:
     """Show what one checkpoint holds: its items, their files and leaves, its metrics and metadata."""
 
     directory: _Directory
-    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    """A run's directory, a directory of checkpoints, or one checkpoint, or the URL of one of these."""
     step: _Step = None
     """Which checkpoint; the newest by default."""
     json: _Json = False
@@ -75,7 +76,7 @@ class _Verify:
     """Read every byte of checkpoints and compare it with what was written; exit with 1 if any differs."""
 
     directory: _Directory
-    """A run's directory, a directory of checkpoints, or one checkpoint; the last two may be a URL."""
+    """A run's directory, a directory of checkpoints, or one checkpoint, or the URL of one of these."""
     step: _Step = None
     """Which checkpoint; all of them by default."""
     level: Verify = "full"
@@ -258,15 +259,26 @@ def _located(directory: str, step: int | None) -> tuple[str, int | None]:
         raise CheckpointNotFoundError(
             f"{without_credentials(directory)} is a file; give a directory of checkpoints."
         )
-    if path is not None and not is_url:
-        if (path / "checkpoints").is_dir():
-            return str(path / "checkpoints"), step
-        if path.is_symlink():
-            directory = str(path.resolve())
+    if path is None:
+        return _located_by_url(UrlPath(directory), step)
+    if (path / "checkpoints").is_dir():
+        return str(path / "checkpoints"), step
+    if path.is_symlink() and not is_url:
+        directory = str(path.resolve())
     folder = split_step_folder(directory)
     if folder is not None and step is None:
         return folder
     return directory, step
+
+
+def _located_by_url(url: UrlPath, step: int | None) -> tuple[str, int | None]:
+    found = locate(url, None, None)[1] if step is None else None
+    if found is not None:
+        return str(url.parent), found
+    below = url / "checkpoints"
+    if url.name != below.name and any(True for _ in open_storage(below.url).list()):
+        return str(below), step
+    return str(url), step
 
 
 def _manifest(directory: str, step: int | None) -> Manifest:

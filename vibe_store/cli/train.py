@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,14 @@ from vibe_store.checkpoint.layout import write_best
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.cli.progress import ProgressDisplay
+from vibe_store.errors import VibeStoreWarning
 from vibe_store.metrics import MetricsLogger
 from vibe_store.registry import open_storage
 from vibe_store.runner.loop import Progress, TrainResult
 from vibe_store.runner.presets import get_preset, preset_names
 from vibe_store.runner.resume import opened
 from vibe_store.runner.signals import TrainingInterrupted
+from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["train"]
 
@@ -84,8 +87,19 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
                 checkpointer=checkpointer,
                 metrics=metrics,
                 on_progress=_remembering(plan, display) if plan.existing else display,
-                on_best=lambda step: write_best(open_storage(plan.directory), step),
+                on_best=lambda step: _mark_best(plan.directory, step),
             )
+
+
+def _mark_best(directory: str, step: int) -> None:
+    try:
+        write_best(open_storage(directory), step)
+    except OSError as error:
+        warnings.warn(
+            f"`best` could not be made to point to step {step}: {error} Training goes on.",
+            VibeStoreWarning,
+            stacklevel=2,
+        )
 
 
 def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progress], None]:
@@ -133,7 +147,8 @@ class _PrintingHandler(logging.Handler):
 
 
 def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> None:
-    console.print(f"Run: {plan.run.path} (checkpoints in {plan.directory})")
+    run, directory = without_credentials(str(plan.run.path)), without_credentials(plan.directory)
+    console.print(f"Run: {run} (checkpoints in {directory})")
     if resumed_from is not None:
         console.print(f"Going on from step {resumed_from:,}.")
     elif plan.runner.resume:
@@ -163,12 +178,15 @@ def _say_result(console: Console, plan: TrainPlan, result: TrainResult) -> None:
         episodes = plan.runner.eval_episodes
         console.print(f"Final evaluation: mean return {result.eval_return:.1f} over {episodes} episodes.")
     further = f"{_resume_command(plan)} --runner.total-timesteps {2 * plan.runner.total_timesteps}"
-    console.print(f"Checkpoints: {plan.directory} (vibe-store ls {shlex.quote(plan.directory)})")
-    console.print(f"Load the last: load_checkpoint({plan.directory!r}, like=..., step={result.step})")
+    directory = without_credentials(plan.directory)
+    console.print(f"Checkpoints: {directory} (vibe-store ls {shlex.quote(directory)})")
+    console.print(f"Load the last: load_checkpoint({directory!r}, like=..., step={result.step})")
     console.print(f"Train further: {further}")
 
 
 def _resume_command(plan: TrainPlan) -> str:
     words = ["vibe-store", "train", plan.preset.name, "--runner.resume", "true", "--run-id", plan.run.run_id]
-    base = plan.run.path.parent.absolute()
-    return shlex.join(words if base == Path("runs").absolute() else [*words, "--base-dir", str(base)])
+    base = plan.run.path.parent
+    if base == Path("runs").absolute():
+        return shlex.join(words)
+    return shlex.join([*words, "--base-dir", without_credentials(str(base))])

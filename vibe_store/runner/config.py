@@ -43,7 +43,7 @@ class RunnerConfig:
     """Seconds that a checkpoint may take in the background; None saves in the training thread."""
 
     def __post_init__(self) -> None:
-        if self.checkpoint_dir is not None:
+        if isinstance(self.checkpoint_dir, os.PathLike):  # what is no path, a UrlPath say, stays what it is
             object.__setattr__(self, "checkpoint_dir", os.fspath(self.checkpoint_dir))
         for name in (
             "total_timesteps",

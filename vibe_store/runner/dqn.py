@@ -169,6 +169,9 @@ def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_conf
 
         return evaluate(envs, act, key, episodes=runner_config.eval_episodes)
 
+    settings = asdict(runner_config)
+    # A checkpoint does not depend on where it is, and a place may have credentials.
+    del settings["checkpoint_dir"]
     return Program(
         init=init,
         step=step,
@@ -178,7 +181,7 @@ def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_conf
             "algorithm": "dqn",
             "env": envs.name,
             "algorithm_config": json.loads(json.dumps(asdict(dqn_config))),
-            "runner_config": asdict(runner_config),
+            "runner_config": settings,
             "run": {"num_envs": n_envs, "seed": runner_config.seed},
         },
     )

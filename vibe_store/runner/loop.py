@@ -274,7 +274,10 @@ class Trainer:
         if len(line) > 1:
             self._history.append(line)
             if self._callbacks.metrics is not None:
-                self._callbacks.metrics.write(line)
+                try:
+                    self._callbacks.metrics.write(line)
+                except OSError as error:
+                    warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
 
     def _save(self, evaluation: Mapping[str, float] | None) -> None:
         """Save this step, if it is not saved yet; the interval is decided here, not by the checkpointer."""

@@ -144,7 +144,9 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
         sync_path(target.parent)
 
 
-def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False) -> PyTree:
+def load_eqx(
+    path: str | os.PathLike[str], like: PyTree = None, *, partial: bool = False, name: str | None = None
+) -> PyTree:
     """Load a pytree from a file of :func:`save_eqx` or of plain ``eqx.tree_serialise_leaves``.
 
     Args:
@@ -153,6 +155,7 @@ def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool
             types of the new ones, and where arrays go. None gives dicts and lists after the paths of the
             leaves.
         partial: read only what ``like`` has, of a file that may hold more.
+        name: what errors call the file; its path by default.
 
     Returns:
         A new tree of the structure of ``like``. A file of plain Equinox gives an
@@ -166,7 +169,7 @@ def load_eqx(path: str | os.PathLike[str], like: PyTree = None, *, partial: bool
         InvalidValueError: the path is a folder, or an array cannot be put where ``like`` wants it; or the
             file is one of plain Equinox, which has no leaf table, and ``like`` is missing or partial.
     """
-    name = os.fspath(path)
+    name = os.fspath(path) if name is None else name
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         trailer = read_trailer(file, size, name)
