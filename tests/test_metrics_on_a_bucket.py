@@ -343,7 +343,7 @@ def test_what_ended_the_block_is_not_hidden_by_lines_that_cannot_be_stored(
 def test_a_log_that_cannot_be_written_is_refused_when_it_is_opened(shaky: Any) -> None:
     shaky.fault = PermissionError(13, "you may not")
     with pytest.raises(PermissionError, match=r"m\.jsonl cannot be opened for writing: you may not\."):
-        MetricsLogger("shaky://a/m.jsonl")
+        MetricsLogger("shaky://refused/m.jsonl")  # where no log of another test is
 
 
 def test_a_log_that_nobody_holds_any_more_is_stored(url: UrlPath) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from vibe_store.checkpoint import list_checkpoints
+
 _ROOT = Path(__file__).parents[1]
 _README = _ROOT / "README.md"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -47,7 +49,7 @@ def test_the_python_blocks_about_buckets_run_after_the_first_one(
     assert blocks
     for line, block in (first, *blocks):
         _run(line, block, namespace)
-    assert [blob.key for blob in gcs.open("run").list()] == ["step_1000/manifest.json", "step_1000/state.eqx"]
+    assert [found.step for found in list_checkpoints(gcs.open("run"))] == [1000]
 
 
 def _needs_a_bucket(block: str) -> bool:
