@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from vibe_store.deadline import within
 from vibe_store.errors import (
     SaveFailedError,
     SaveTimeoutError,
@@ -15,6 +16,8 @@ from vibe_store.errors import (
 
 __all__ = ["BackgroundSave"]
 
+_TO_GIVE_UP_SECS = 5.0
+
 
 class BackgroundSave:
     """The save that is under way, or that failed and was not yet told of.
@@ -23,7 +26,7 @@ class BackgroundSave:
     with the manager; and the interpreter, when it ends, waits for a save that is under way.
     """
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._executor: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
@@ -46,12 +49,15 @@ class BackgroundSave:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="vibe_store save")
         self._step = step
-        self._deadline = time.monotonic() + (self._timeout or 0.0)
+        self._deadline = time.monotonic() + self._timeout
         self._save = self._executor.submit(self._run, step, work)
 
     def _run(self, step: int, work: Callable[[], None]) -> None:
         try:
-            work()
+            # A storage that gives up in time says more than that the save took too long.
+            early = min(_TO_GIVE_UP_SECS, self._timeout / 10)
+            with within(self._deadline - time.monotonic() - early):
+                work()
         except BaseException as error:  # noqa: BLE001 - it is raised again by the next call
             self._error = error
             told = error if isinstance(error, SaveFailedError) else failure_of(step, error)

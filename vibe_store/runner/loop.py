@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vibe_store.errors import SaveFailedError, VibeStoreWarning
+from vibe_store.errors import SaveFailedError, SaveTimeoutError, VibeStoreWarning
 from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.evaluate import Evaluation
@@ -292,9 +292,15 @@ class Trainer:
                 raise
             warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
             self._save_now(self._checkpointer, metrics)
+        except SaveTimeoutError as error:
+            if self._step == self._end:
+                raise
+            skipped = f"Step {self._step:,} is not saved, and training goes on."
+            warnings.warn(f"{error} {skipped}", VibeStoreWarning, stacklevel=2)
         self._last_blocked = time.perf_counter() - started
         self._blocked += self._last_blocked
-        if evaluation is not None and evaluation["eval_return"] > self._best:
+        saved = self._saved_step == self._step
+        if saved and evaluation is not None and evaluation["eval_return"] > self._best:
             self._best = evaluation["eval_return"]
             if self._callbacks.on_best is not None:
                 self._callbacks.on_best(self._step)
