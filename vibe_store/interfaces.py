@@ -53,11 +53,14 @@ class Blob:
         key: its key, relative to the root of the storage.
         size: its length in bytes.
         modified: when it was last written, in seconds since the epoch, by the storage's own clock.
+        version: differs whenever other bytes were written (on S3 the ETag, on GCS the generation); None where
+            a storage has no such thing.
     """
 
     key: str
     size: int
     modified: float
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

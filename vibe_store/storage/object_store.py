@@ -1,97 +1,362 @@
 """Objects in a bucket, with as few requests as can be: what the storages on S3 and GCS share."""
 
 import errno
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
 
+from vibe_store.durable_files import discarded, open_temporary
+from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Blob
+from vibe_store.storage.calls import Calls, GaveUpError, together
 from vibe_store.storage.fsspec import FsspecStorage
-from vibe_store.storage.keys import check_keys, check_prefix, check_range
+from vibe_store.storage.keys import check_key, check_keys, check_prefix, check_range, is_key
 
-__all__ = ["ObjectStore"]
+__all__ = ["ChangedError", "Extent", "IncompleteError", "ObjectStore", "read_exactly"]
 
-_AT_ONCE = 16
+_ATTEMPTS = 8
+_BACKOFF_SECS = 0.5
+_FIRST = 8 << 20
+"""How much of an object the first request for it asks for."""
+
+_SPEAKING = (ConnectionError, FileExistsError, FileNotFoundError, TimeoutError)
+"""What says by its type alone what was wrong; any other error with a cause is a client's."""
+
+_GET_ATTEMPTS = 3
+"""How often a download begins anew because the object was replaced under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a store says of an object when it sends a part of it: how long it is, and which version of it."""
+
+    total: int
+    version: str | None
+
+
+class IncompleteError(ConnectionError):
+    """A store sent other bytes than it was asked for, and may do better when asked again."""
+
+
+class ChangedError(Exception):
+    """An object was replaced or removed between two requests for it."""
 
 
 class ObjectStore(FsspecStorage):
     """Objects in a bucket that a filesystem of fsspec speaks to.
 
     The store shows an upload once it is complete, creates an object only if none is there when asked to, and
-    lists what was written before. A key may be both an object and the beginning of others.
+    lists what was written before. A key may be both an object and the beginning of others. Of the filesystem
+    only the connections, credentials and options are used, and none of its caches.
+
+    What may pass (throttling, errors of the server, connections that break, answers that stay out or are cut
+    off) is tried again, with growing, random waits, until the deadline of
+    :func:`~vibe_store.deadline.within`. Of one storage at most :data:`~vibe_store.storage.calls.AT_ONCE`
+    transfers run at once.
+
+    Args:
+        url: the bucket, perhaps with a path.
+        retry_attempts: how often a request is tried.
+        retry_backoff_secs: how long to wait at most before the second attempt; this doubles each time.
+        storage_options: those of the filesystem.
     """
 
     publishes_whole: ClassVar[bool | None] = True
 
-    def __init__(self, url: str, **storage_options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        retry_attempts: int = _ATTEMPTS,
+        retry_backoff_secs: float = _BACKOFF_SECS,
+        **storage_options: Any,
+    ) -> None:
         super().__init__(url, **storage_options)
         self.creates_conditionally = True
+        self._bucket, folder, _ = self.fs.split_path(self._root)
+        if not self._bucket:
+            raise InvalidValueError(f"{self.url!r} names no bucket. Write it as 's3://bucket/path'.")
+        self._folder = f"{folder}/" if folder else ""
+        self._calls = Calls(
+            self.fs,
+            attempts=retry_attempts,
+            backoff_secs=retry_backoff_secs,
+            is_transient=self._is_transient,
+        )
 
     def list(self, prefix: str = "") -> Iterator[Blob]:
         """Yield the objects whose keys begin with ``prefix``, sorted; see :meth:`StorageBackend.list`.
 
-        This takes one request for each thousand objects.
+        Each thousand objects take a request, made when the first of them is asked for.
         """
         check_prefix(prefix)
-        with self._about("listing", prefix):
-            self.fs.invalidate_cache()
-            try:
-                found = self.fs.find(self._root, prefix=prefix, detail=True, withdirs=False)
-            except FileNotFoundError as error:
-                bucket = self._root.partition("/")[0]
-                raise FileNotFoundError(
-                    errno.ENOENT,
-                    f"There is no bucket {bucket!r}, or none that these credentials may see, so {self.url!r} "
-                    "cannot be opened. Create the bucket, or check the URL and the credentials.",
-                ) from error
-        return self._blobs(found, prefix)
+        return self._pages(prefix)
+
+    def _pages(self, prefix: str) -> Iterator[Blob]:
+        token, last = None, ""
+        while True:
+            with self._about("listing", prefix):
+                blobs, token = self._calls.run(
+                    lambda token=token: self._calls.request(  # type: ignore[misc]  # mypy knows no default
+                        lambda: self._page(self._folder + prefix, token)
+                    )
+                )
+            for blob in blobs:
+                if is_key(blob.key):  # and no folder marker, whose name ends in "/"
+                    if blob.key < last:
+                        raise OSError(
+                            errno.EIO,
+                            f"The store lists {self.url!r} in no order, as S3 does of a directory bucket: "
+                            f"{blob.key!r} after {last!r}. Use a general-purpose bucket.",
+                        )
+                    last = blob.key
+                    yield blob
+            if token is None:
+                return
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of one object; see :meth:`StorageBackend.read`."""
         check_range(start, end)
-        path = self._path(key)
-        if end is not None and end <= start:
-            with self._about("reading", key):
-                self._size(key)
-            return b""
-        limits = {} if start == 0 and end is None else {"start": start, "end": end}
-        with self._about("reading", key):
+        name = self._name(key)
+        with self._about("reading", key), self._looking_for(key):
+            if end is not None and end <= start:
+                self._calls.run(lambda: self._calls.request(lambda: self._look(name)))
+                return b""
+            return self._calls.run(lambda: self._read(name, start, end))[0]
+
+    async def _read(self, name: str, start: int, end: int | None) -> tuple[bytes, Extent]:
+        blocks: list[bytes] = []
+
+        async def send() -> Extent:
+            blocks.clear()
+            return await self._fetch(name, start, end, None, blocks.append)
+
+        extent = await self._calls.request(send, size=(end or _FIRST) - start)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks), extent
+
+    def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
+        """Store a small object in one request, whole or not at all; see :meth:`StorageBackend.write`.
+
+        With ``overwrite=False``, ``FileExistsError`` may also mean that this very call created the object and
+        that the store's answer was lost; whoever must know reads the object.
+        """
+        del durable  # every change is
+        name, content = self._name(key), bytes(data)
+        with self._about("writing", key):
             try:
-                return bytes(self.fs.cat_file(path, **limits))
-            except FileNotFoundError as error:
-                raise self._missing(key) from error
-            except Exception:
-                if limits and self._size(key) <= start:  # which a store refuses to read
-                    return b""
-                raise
+                self._calls.run(
+                    lambda: self._calls.request(
+                        lambda: self._store(name, content, create=not overwrite), size=len(content)
+                    )
+                )
+            except FileExistsError as error:
+                raise self._exists(key) from error
+
+    def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
+        """Store a local file of any size; see :meth:`StorageBackend.put`."""
+        del durable  # every change is
+        name = self._name(key)
+        with self._about("writing", key):
+            if not source.is_file():
+                raise FileNotFoundError(errno.ENOENT, f"There is no file '{source}' to store as {key!r}.")
+            with source.open("rb") as file:
+                descriptor = file.fileno()
+                size = os.fstat(descriptor).st_size
+                self._calls.run(lambda: self._upload(name, descriptor, size))
+            if move:
+                source.unlink(missing_ok=True)
+
+    def get(self, key: str, target: Path) -> None:
+        """Copy an object to a local file; see :meth:`StorageBackend.get`. Missing parents of it are made.
+
+        An object of more than 8 MiB comes in several parts at once, all of one version of it.
+        """
+        name = self._name(key)
+        with self._about("reading", key), self._looking_for(key):
+            for attempt in range(1, _GET_ATTEMPTS + 1):
+                first, extent = self._calls.run(lambda: self._read(name, 0, _FIRST))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with discarded(*open_temporary(target.parent)) as (file, temporary):
+                    try:
+                        self._fill(file, first, name, extent)
+                    except ChangedError as error:
+                        if attempt == _GET_ATTEMPTS:
+                            raise IncompleteError(
+                                errno.EBUSY,
+                                f"The object {key!r} in {self.url!r} was replaced again and again while it "
+                                "was read. Try again when nobody writes to it.",
+                            ) from error
+                        continue
+                    temporary.replace(target)
+                    return
+
+    def _fill(self, file: BinaryIO, first: bytes, name: str, extent: Extent) -> None:
+        """Fill a file with an object, of which the first part is there already."""
+        descriptor = file.fileno()
+        os.truncate(descriptor, extent.total)
+        write_exactly(descriptor, first, 0)
+        rest = range(len(first), extent.total, self._range_size(extent.total - len(first)))
+
+        async def fetch_part(start: int, end: int) -> None:
+            def take(block: bytes) -> None:
+                nonlocal start
+                write_exactly(descriptor, block, start)
+                start += len(block)
+
+            async def send() -> None:  # which goes on where the attempt before it ended
+                if start < end:
+                    await self._fetch(name, start, end, extent.version, take)
+
+            async with self._calls.slots:
+                await self._calls.request(send, size=end - start)
+
+        if rest:
+            self._calls.run(
+                lambda: together(fetch_part(start, min(start + rest.step, rest.stop)) for start in rest)
+            )
 
     def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
         """Remove exactly these objects, several at a time; see :meth:`StorageBackend.delete`."""
         del durable  # every change is
-        paths = [self._path(key) for key in check_keys(keys)]
-        if not paths:
-            return
+        names = {self._name(key): key for key in check_keys(keys)}
 
-        def remove(path: str) -> None:
-            with self._about("removing", self._key(path)), suppress(FileNotFoundError):
-                self.fs.rm_file(path)
+        async def remove(name: str) -> None:
+            async with self._calls.slots:
+                with suppress(FileNotFoundError):
+                    await self._calls.request(lambda: self._remove(name))
 
-        # One request each: of many in one, some could fail and none of the filesystems says so.
-        with ThreadPoolExecutor(min(_AT_ONCE, len(paths)), thread_name_prefix="vibe_store delete") as threads:
-            for _ in threads.map(remove, paths):
-                pass
+        # One request each: of many in one, some could fail without the others.
+        if names:
+            with self._about("removing", ", ".join(names.values())):
+                self._calls.run(lambda: together(remove(name) for name in names))
+
+    @abstractmethod
+    def _is_transient(self, error: BaseException) -> bool:
+        """Whether what a request raised may pass."""
+
+    @abstractmethod
+    async def _page(self, prefix: str, token: str | None) -> tuple[Sequence[Blob], str | None]:
+        """Return up to a thousand objects, sorted, and what asks for the next ones; None after the last."""
+
+    @abstractmethod
+    async def _fetch(
+        self, name: str, start: int, end: int | None, version: str | None, take: Callable[[bytes], None]
+    ) -> Extent:
+        """Pass on the bytes of a part of an object, in order; nothing where it begins at the end or past it.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            ChangedError: the object is no longer of this version.
+            IncompleteError: not all bytes came that should.
+        """
+
+    @abstractmethod
+    async def _look(self, name: str) -> None:
+        """Raise FileNotFoundError unless there is such an object."""
+
+    @abstractmethod
+    async def _store(self, name: str, data: bytes, *, create: bool) -> None:
+        """Store an object in one request; FileExistsError where it is to be created and one is there."""
+
+    @abstractmethod
+    async def _upload(self, name: str, descriptor: int, size: int) -> None:
+        """Store an open file of any size."""
+
+    @abstractmethod
+    async def _remove(self, name: str) -> None:
+        """Remove an object, or raise FileNotFoundError."""
+
+    @abstractmethod
+    def _range_size(self, total: int) -> int:
+        """How many bytes to ask for at once of so many."""
+
+    def _name(self, key: str) -> str:
+        return self._folder + check_key(key)
+
+    def _blob(self, name: str, size: int, modified: float, version: str | None) -> Blob:
+        return Blob(name.removeprefix(self._folder), size, modified, version)
+
+    @contextmanager
+    def _looking_for(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise (error if self.url in str(error) else self._missing(key)) from error.__cause__
+
+    def _no_bucket(self) -> FileNotFoundError:
+        return FileNotFoundError(
+            errno.ENOENT,
+            f"There is no bucket {self._bucket!r}, or none that these credentials may see, so {self.url!r} "
+            "cannot be opened. Create the bucket, or check the URL and the credentials.",
+        )
 
     @contextmanager
     def _about(self, doing: str, key: str) -> Iterator[None]:
         with super()._about(doing, key):
             try:
                 yield
-            except OSError as error:
-                if not (isinstance(error, PermissionError) or str(error).startswith("Forbidden")):
+            except GaveUpError as error:
+                raise self._gave_up(error, doing, key) from error.__cause__
+            except InvalidValueError:
+                raise
+            except Exception as error:
+                if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
+                    raise PermissionError(
+                        errno.EACCES,
+                        f"Access was denied while {doing} {key!r} in {self.url!r}. Check the credentials, "
+                        f"and what they may do in this bucket. The store said: {error}",
+                    ) from error
+                if isinstance(error, OSError) and (isinstance(error, _SPEAKING) or error.__cause__ is None):
                     raise
-                raise PermissionError(
-                    errno.EACCES,
-                    f"Access was denied while {doing} {key!r} in {self.url!r}. Check the credentials, and "
-                    f"what they may do in this bucket. The store said: {error}",
+                raise OSError(
+                    errno.EIO,
+                    f"{doing.capitalize()} {key!r} in {self.url!r} was refused, and would be again: "
+                    f"{_text_of(error)}",
                 ) from error
+
+    def _gave_up(self, error: GaveUpError, doing: str, key: str) -> OSError:
+        last = "" if error.__cause__ is None else f", the last time so: {_text_of(error.__cause__)}"
+        if error.in_time:
+            return ConnectionError(
+                errno.ECONNABORTED,
+                f"{doing.capitalize()} {key!r} in {self.url!r} failed {error.attempts} times in a row{last}. "
+                "Check the store and the network, and try again.",
+            )
+        return TimeoutError(
+            errno.ETIMEDOUT,
+            f"{doing.capitalize()} {key!r} in {self.url!r} was not done by the deadline, after "
+            f"{error.attempts} failed attempts{last}. Check the store and the network, or allow more time.",
+        )
+
+
+def read_exactly(descriptor: int, start: int, end: int) -> bytes:
+    """Return a part of an open file.
+
+    Raises:
+        OSError: the file has become shorter.
+    """
+    data = os.pread(descriptor, end - start, start)
+    while len(data) < end - start:
+        more = os.pread(descriptor, end - start - len(data), start + len(data))
+        if not more:
+            raise OSError(errno.EIO, "The file became shorter while it was being stored. Store it again.")
+        data += more
+    return data
+
+
+def write_exactly(descriptor: int, data: bytes, start: int) -> None:
+    """Write to a place in an open file."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, start)
+        view, start = view[written:], start + written
+
+
+def _text_of(error: BaseException) -> str:
+    """What went wrong, in its own words where it has some."""
+    text = str(error) or type(error).__name__
+    return text if type(error).__name__ in text else f"{type(error).__name__}: {text}"

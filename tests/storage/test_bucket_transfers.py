@@ -1,0 +1,244 @@
+"""How many requests storages on S3 and GCS make, in which order, and how many at once."""
+
+import itertools
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vibe_store.deadline import remaining, within
+from vibe_store.errors import InvalidValueError
+from vibe_store.registry import open_storage
+from vibe_store.storage.calls import AT_ONCE
+
+MB = 1 << 20
+BIG = random.Random(1).randbytes(16 * MB + 5)
+
+
+@pytest.fixture(scope="module")
+def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
+    return load(Path(__file__).parents[1] / "proxy.py")
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
+    with proxies.proxy(bucket.server) as running:
+        yield running
+
+
+@pytest.fixture
+def root() -> str:
+    return os.urandom(8).hex()
+
+
+@pytest.fixture
+def storage(proxies: ModuleType, proxy: Any, bucket: Any, root: str) -> Any:
+    return proxies.proxied(bucket, proxy, retry_backoff_secs=0.01).open(root)
+
+
+# listing
+
+
+@pytest.mark.proof
+def test_a_list_takes_one_request_for_each_thousand_objects_and_only_when_they_are_asked_for(
+    storage: Any, proxy: Any, bucket: Any, root: str
+) -> None:
+    keys = sorted(f"{number:x}/é" for number in range(1001))
+    direct = bucket.open(root)
+    for key in keys:
+        direct.write(key, b"")
+    listing = storage.list()
+    assert proxy.requests == []
+    assert next(listing).key == keys[0]
+    assert len(proxy.requests) == 1
+    assert [blob.key for blob in itertools.islice(listing, 999)] == keys[1:1000]
+    assert len(proxy.requests) == 1
+    assert [blob.key for blob in listing] == keys[1000:]
+    assert len(proxy.requests) == 2
+
+
+def test_no_cache_of_the_filesystem_is_filled(storage: Any, tmp_path: Path) -> None:
+    storage.write("a/b", b"1")
+    list(storage.list())
+    storage.read("a/b")
+    storage.get("a/b", tmp_path / "target")
+    assert len(storage.fs.dircache) == 0
+
+
+def test_the_marker_of_a_folder_is_no_object(s3: Any, root: str) -> None:
+    import boto3
+
+    options = s3.storage_options
+    client = boto3.client(
+        "s3",
+        aws_access_key_id=options["key"],
+        aws_secret_access_key=options["secret"],
+        **options["client_kwargs"],
+    )
+    for key in ("", "folder/"):
+        client.put_object(Bucket="bucket", Key=f"{root}/{key}")
+    storage = s3.open(root)
+    storage.write("folder/k", b"1")
+    assert [blob.key for blob in storage.list()] == ["folder/k"]
+
+
+def test_a_list_says_when_other_bytes_were_written(storage: Any) -> None:
+    versions = set()
+    for data in (b"1", b"2", b"3"):
+        storage.write("k", data)
+        (blob,) = storage.list()
+        (again,) = storage.list()
+        assert blob.version == again.version
+        versions.add(blob.version)
+    assert len(versions) == 3
+    assert None not in versions
+
+
+# how many requests
+
+
+def test_small_objects_take_one_request_each_way(storage: Any, proxy: Any, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"small")
+    calls: list[Callable[[], object]] = [
+        lambda: storage.put(tmp_path / "source", "k"),
+        lambda: storage.get("k", tmp_path / "target"),
+        lambda: storage.read("k"),
+        lambda: storage.read("k", 1, 3),
+        lambda: storage.write("k", b"1"),
+        lambda: storage.write("new", b"1", overwrite=False),
+        lambda: storage.delete(["k"]),
+    ]
+    for call in calls:
+        proxy.clear()
+        call()
+        assert len(proxy.requests) == 1
+    assert (tmp_path / "target").read_bytes() == b"small"
+
+
+def test_all_transfers_of_a_storage_together_are_so_many_at_once(
+    storage: Any, proxy: Any, tmp_path: Path
+) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}").write_bytes(b"%d" % number)
+    storage.list()
+    proxy.latency_secs = 0.05
+    began = time.monotonic()
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(lambda number: storage.put(tmp_path / f"{number}", f"{number}"), range(12)))
+    assert time.monotonic() - began < 12 * 0.05
+    puts = proxy.requests
+    most = max(sum(other.start <= each.start < other.end for other in puts) for each in puts)
+    assert 1 < most <= AT_ONCE
+
+
+def test_an_object_that_is_replaced_while_it_is_fetched_comes_whole(
+    storage: Any, proxy: Any, bucket: Any, root: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(BIG)
+    storage.put(source, "k")
+    newer = bytes(reversed(BIG))
+    source.write_bytes(newer)
+    other = bucket.open(root)
+    proxy.clear()
+
+    def replace(index: int, _: object) -> None:
+        if index == 1:
+            other.put(source, "k")
+
+    proxy.faults = replace
+    storage.get("k", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == newer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_a_download_that_always_ends_early_is_never_taken_for_whole(
+    proxies: ModuleType, proxy: Any, bucket: Any, root: str, tmp_path: Path
+) -> None:
+    storage = proxies.proxied(bucket, proxy, retry_attempts=2, retry_backoff_secs=0.01).open(root)
+    storage.write("k", b"0123456789")
+    proxy.faults = lambda *_: proxies.Fault("cut answer")
+    for call in (lambda: storage.get("k", tmp_path / "target"), lambda: storage.read("k")):
+        with pytest.raises(ConnectionError, match="failed 2 times"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_goes_to_the_store_every_time(storage: Any, bucket: Any, root: str) -> None:
+    other = bucket.open(root)
+    for data in (b"1", b"22", b"333"):
+        other.write("k", data)
+        assert storage.read("k") == data
+        assert storage.read("k", 0, 9) == data
+    other.delete(["k"])
+    with pytest.raises(FileNotFoundError):
+        storage.read("k", 5, 5)
+
+
+# options
+
+
+def test_the_users_own_retries_and_timeouts_win(s3: Any, gcs: Any) -> None:
+    config = {"retries": {"max_attempts": 7}, "read_timeout": 99}
+    storage = open_storage("s3://bucket/run", **{**s3.storage_options, "config_kwargs": config})
+    assert storage.fs.config_kwargs["retries"] == {"max_attempts": 7}  # type: ignore[attr-defined]
+    assert storage.fs.config_kwargs["read_timeout"] == 99  # type: ignore[attr-defined]
+    storage = open_storage("gs://bucket/run", **{**gcs.storage_options, "requests_timeout": 99})
+    assert storage.fs.requests_timeout == 99  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [{"retry_attempts": 0}, {"retry_backoff_secs": -1}])
+def test_retries_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
+    with pytest.raises(InvalidValueError, match="retry_"):
+        open_storage("s3://bucket/run", **options)
+
+
+def test_the_session_of_an_upload_is_in_no_error_and_no_log(
+    gcs: Any, proxies: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "source").write_bytes(BIG)
+    with proxies.proxy(gcs.server) as proxy:
+        storage = proxies.proxied(gcs, proxy, retry_attempts=2, retry_backoff_secs=0.01).open("secret")
+        proxy.faults = lambda index, _: proxies.Fault("status", 403) if index else None
+        with caplog.at_level(logging.INFO), pytest.raises(PermissionError, match="Forbidden: ") as caught:
+            storage.put(tmp_path / "source", "k")
+        session = proxy.requests[1].query.rpartition("upload_id=")[2]
+    shown, error = caplog.text, caught.value
+    while error is not None:
+        shown += f"{error} {error!r} {json.dumps(getattr(error, '__notes__', []))}"
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    assert session
+    assert session not in shown
+
+
+# the deadline
+
+
+def test_the_earlier_of_two_deadlines_holds() -> None:
+    assert remaining() is None
+    with within(100):
+        with within(1):
+            assert 0 < (remaining() or 0) <= 1
+            with within(50):
+                assert 0 < (remaining() or 0) <= 1
+        assert 90 < (remaining() or 0) <= 100
+    assert remaining() is None
+
+
+def test_a_deadline_that_has_passed_leaves_nothing() -> None:
+    with within(-1):
+        assert remaining() == 0

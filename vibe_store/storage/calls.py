@@ -1,0 +1,186 @@
+"""The requests to an object store: tried again when that may help, interruptible, and with a deadline.
+
+This is the one place where requests are tried again; the clients' own retries, which know no deadline, are
+turned off where the user did not set them.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from vibe_store.deadline import remaining
+from vibe_store.errors import InvalidValueError
+
+__all__ = ["AT_ONCE", "Calls", "GaveUpError", "together"]
+
+_logger = logging.getLogger("vibe_store")
+_T = TypeVar("_T")
+
+AT_ONCE = 8
+"""How many transfers of one storage run at once, of all the files that its callers put and get together."""
+
+_LONGEST_WAIT_SECS = 20.0
+_PATIENCE_SECS = 60.0
+"""How long a request may take beside the time that its bytes may take."""
+
+_SLOWEST = 128 << 10
+"""Bytes a second: a transfer that is slower on average counts as stuck, and is begun anew."""
+
+_TIDY_SECS = 3.0
+"""How long the tidying up after a failure may take, whatever the deadline."""
+
+
+class GaveUpError(Exception):
+    """No attempt at a request succeeded, or there was no time for one.
+
+    Attributes:
+        attempts: how many there were.
+        in_time: whether another attempt would have been made, had there been time.
+    """
+
+    def __init__(self, attempts: int, *, in_time: bool) -> None:
+        super().__init__(f"{attempts} attempts failed")
+        self.attempts = attempts
+        self.in_time = in_time
+
+
+class Calls:
+    """Runs coroutines on the event loop of a filesystem of fsspec, for callers in any thread.
+
+    Args:
+        fs: the filesystem.
+        attempts: how often a request is tried, 1 or more.
+        backoff_secs: how long at most to wait before the second attempt; this doubles from one attempt to the
+            next, up to 20 s. Each wait is a random part of that, so that many writers do not return together.
+        is_transient: whether what a request raised may pass.
+
+    Attributes:
+        slots: held by each transfer while it holds bytes in memory.
+    """
+
+    def __init__(
+        self, fs: Any, *, attempts: int, backoff_secs: float, is_transient: Callable[[BaseException], bool]
+    ) -> None:
+        if attempts < 1 or backoff_secs < 0:
+            raise InvalidValueError(
+                "retry_attempts must be 1 or more and retry_backoff_secs 0 or more, but they are "
+                f"{attempts!r} and {backoff_secs!r}."
+            )
+        self._fs = fs
+        self._attempts = attempts
+        self._backoff_secs = backoff_secs
+        self._is_transient = is_transient
+        self.slots = asyncio.Semaphore(AT_ONCE)
+
+    def run(self, action: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Return what a coroutine returns, or raise what it raises.
+
+        When this thread is interrupted, the coroutine is cancelled, and has a few seconds to tidy up.
+
+        Raises:
+            GaveUpError: the deadline has passed before anything was done.
+        """
+        if remaining() == 0:
+            raise GaveUpError(0, in_time=False)
+        loop: asyncio.AbstractEventLoop = self._fs.loop
+        outcome: Future[_T] = Future()
+        tasks: list[asyncio.Task[_T]] = []  # for the loop itself keeps none alive
+        context = contextvars.copy_context()
+
+        def start() -> None:
+            tasks.append(loop.create_task(action(), context=context))
+            tasks[0].add_done_callback(finish)
+
+        def finish(task: asyncio.Task[_T]) -> None:
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(task.result())
+
+        loop.call_soon_threadsafe(start)
+        try:
+            return outcome.result()
+        except BaseException:
+            if not outcome.done():
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                wait([outcome], 2 * _TIDY_SECS)
+            raise
+
+    async def request(self, send: Callable[[], Awaitable[_T]], *, size: int = 0) -> _T:
+        """Return what one request returns, sending it again as long as what goes wrong may pass.
+
+        Args:
+            send: sends it, each time anew.
+            size: how many bytes it transfers, which decides how long each attempt may take.
+
+        Raises:
+            GaveUpError: it never succeeded, or there is no time left; raised from the last failure.
+        """
+        patience = _PATIENCE_SECS + size / _SLOWEST
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._attempts) | _no_time_for_another,
+            wait=wait_random_exponential(multiplier=self._backoff_secs, max=_LONGEST_WAIT_SECS),
+            retry=retry_if_exception(self._is_transient),
+            before_sleep=_log,
+            reraise=True,
+        )
+
+        async def attempt() -> _T:
+            left = remaining()
+            async with asyncio.timeout(patience if left is None else min(patience, left)):
+                return await send()
+
+        try:
+            return await retrying(attempt)
+        except Exception as error:
+            if not self._is_transient(error):
+                raise
+            attempts = int(retrying.statistics["attempt_number"])
+            raise GaveUpError(attempts, in_time=attempts == self._attempts) from error
+
+    async def tidy(self, send: Callable[[], Awaitable[object]], what: str) -> None:
+        """Undo something after a failure, for a few seconds at most, whatever the deadline; log a failure."""
+        request = asyncio.create_task(self.request(send), context=contextvars.Context())
+        try:
+            async with asyncio.timeout(_TIDY_SECS):
+                await request
+        except Exception as error:  # noqa: BLE001 - what went wrong first is the error to raise
+            _logger.warning("%s (%s)", what, type(error.__cause__ or error).__name__)
+
+
+async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Run coroutines at once; return what they return. When one fails, stop the rest and raise its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(action) for action in actions]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures.exceptions[0].__cause__
+    return [task.result() for task in tasks]
+
+
+def _no_time_for_another(state: RetryCallState) -> bool:
+    left = remaining()
+    return left is not None and state.upcoming_sleep >= left
+
+
+def _log(state: RetryCallState) -> None:
+    # The type alone: texts of clients hold URLs, and these may hold what is to be kept secret.
+    error = state.outcome.exception() if state.outcome else None
+    _logger.info(
+        "Attempt %d at a request to an object store failed (%s); the next is in %.1f s.",
+        state.attempt_number,
+        type(error).__name__,
+        state.upcoming_sleep,
+    )
