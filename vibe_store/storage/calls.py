@@ -18,6 +18,7 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from vibe_store.deadline import remaining
 from vibe_store.errors import InvalidValueError
@@ -130,7 +131,7 @@ class Calls:
         """
         patience = _PATIENCE_SECS + size / _SLOWEST
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._attempts) | _no_time_for_another,
+            stop=stop_after_attempt(self._attempts) | _NoTimeForAnother(),
             wait=wait_random_exponential(multiplier=self._backoff_secs, max=_LONGEST_WAIT_SECS),
             retry=retry_if_exception(self._is_transient),
             before_sleep=_log,
@@ -170,9 +171,10 @@ async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     return [task.result() for task in tasks]
 
 
-def _no_time_for_another(state: RetryCallState) -> bool:
-    left = remaining()
-    return left is not None and state.upcoming_sleep >= left
+class _NoTimeForAnother(stop_base):
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        left = remaining()
+        return left is not None and retry_state.upcoming_sleep >= left
 
 
 def _log(state: RetryCallState) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar
 from vibe_store.durable_files import discarded, open_temporary
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Blob
-from vibe_store.storage.calls import Calls, GaveUpError, together
+from vibe_store.storage.calls import AT_ONCE, Calls, GaveUpError, together
 from vibe_store.storage.fsspec import FsspecStorage
 from vibe_store.storage.keys import check_key, check_keys, check_prefix, check_range, is_key
 
@@ -66,6 +66,7 @@ class ObjectStore(FsspecStorage):
     """
 
     publishes_whole: ClassVar[bool | None] = True
+    concurrency = 2 * AT_ONCE
 
     def __init__(
         self,
