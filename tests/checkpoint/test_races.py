@@ -124,8 +124,6 @@ def test_a_step_that_is_replaced_while_another_writer_deletes_it_is_there_whole_
     assert outcomes == {True, False}
 
 
-# (moto, as a server of S3, looks and then writes, so that two may create a manifest at once.)
-@pytest.mark.parametrize("storage", ["local", "memory", "gcs"], indirect=True)
 def test_two_threads_that_save_the_same_new_step_at_once_leave_one_winner_that_verifies(
     storage: StorageBackend, scenarios: ModuleType
 ) -> None:

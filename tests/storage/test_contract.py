@@ -77,8 +77,6 @@ def test_creating_an_object_that_exists_is_refused_and_leaves_it(exact_storage: 
     assert keys_of(exact_storage) == ["a/k"]
 
 
-# (moto looks and then writes, so that two may succeed there; see test_buckets.py.)
-@pytest.mark.parametrize("exact_opener", ["local", "memory", "gcs"], indirect=True)
 def test_of_sixteen_threads_that_create_one_key_one_succeeds(exact_opener: Opener) -> None:
     for attempt in range(10):
         key = f"step_{attempt}/manifest.json"
