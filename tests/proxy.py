@@ -69,9 +69,6 @@ class Request:
     status: int | None = None
     fault: Fault | None = None
 
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}?{self.query} -> {self.status} {self.fault or ''}"
-
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 Chooser = Callable[[int, Request], Fault | None]
@@ -179,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         if how == "silence":
             self._keep_silent()
             return
-        body = self._body(request.size // 2 if how == "cut request" else request.size)
+        body = self.rfile.read(request.size // 2 if how == "cut request" else request.size)
         if how == "cut request":
             self._ask_half(body)
         if how in {"reset", "cut request"}:
@@ -203,17 +200,6 @@ class _Handler(BaseHTTPRequestHandler):
                 whole = whole[: -(len(content) // 2) if content else len(answer) // 2]
                 self.close_connection = True
             self.wfile.write(whole)
-
-    def _body(self, size: int) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(size)
-        body = b""
-        while length := int(self.rfile.readline().split(b";")[0], 16):
-            body += self.rfile.read(length)
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass
-        return body
 
     def _refuse(self, status: int, code: str) -> Answer:
         text = "This is what the test asked for."

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,10 +134,8 @@ def test_all_transfers_of_a_storage_together_are_so_many_at_once(
         (tmp_path / f"{number}").write_bytes(b"%d" % number)
     storage.list()
     proxy.latency_secs = 0.05
-    began = time.monotonic()
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(lambda number: storage.put(tmp_path / f"{number}", f"{number}"), range(12)))
-    assert time.monotonic() - began < 12 * 0.05
     puts = proxy.requests
     most = max(sum(other.start <= each.start < other.end for other in puts) for each in puts)
     assert 1 < most <= AT_ONCE

@@ -15,10 +15,8 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_after_attempt,
     wait_random_exponential,
 )
-from tenacity.stop import stop_base
 
 from vibe_store.deadline import remaining
 from vibe_store.errors import InvalidValueError
@@ -131,7 +129,7 @@ class Calls:
         """
         patience = _PATIENCE_SECS + size / _SLOWEST
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._attempts) | _NoTimeForAnother(),
+            stop=self._is_over,
             wait=wait_random_exponential(multiplier=self._backoff_secs, max=_LONGEST_WAIT_SECS),
             retry=retry_if_exception(self._is_transient),
             before_sleep=_log,
@@ -151,6 +149,10 @@ class Calls:
             attempts = int(retrying.statistics["attempt_number"])
             raise GaveUpError(attempts, in_time=attempts == self._attempts) from error
 
+    def _is_over(self, state: RetryCallState) -> bool:
+        left = remaining()
+        return state.attempt_number >= self._attempts or (left is not None and state.upcoming_sleep >= left)
+
     async def tidy(self, send: Callable[[], Awaitable[object]], what: str) -> None:
         """Undo something after a failure, for a few seconds at most, whatever the deadline; log a failure."""
         request = asyncio.create_task(self.request(send), context=contextvars.Context())
@@ -169,12 +171,6 @@ async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     return [task.result() for task in tasks]
-
-
-class _NoTimeForAnother(stop_base):
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        left = remaining()
-        return left is not None and retry_state.upcoming_sleep >= left
 
 
 def _log(state: RetryCallState) -> None:
