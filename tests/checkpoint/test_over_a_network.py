@@ -1,0 +1,202 @@
+"""Checkpoints over a network that is slow, fails, or takes the writer away between any two requests."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vibe_store.checkpoint import (
+    CheckpointManager,
+    list_checkpoints,
+    verify_checkpoint,
+)
+from vibe_store.errors import SaveFailedError, VibeStoreError
+from vibe_store.interfaces import StorageBackend
+
+pytestmark = pytest.mark.proof
+
+LATENCY_SECS = 0.05
+
+
+@pytest.fixture(scope="module")
+def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
+    return load(Path(__file__).parents[1] / "proxy.py")
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
+    with proxies.proxy(bucket.server) as running:
+        yield running
+
+
+@pytest.fixture
+def path() -> str:
+    return f"{uuid.uuid4().hex}/checkpoints"
+
+
+def _patience(bucket: Any, seconds: float) -> dict[str, Any]:
+    """The options by which a client waits so long for an answer."""
+    if bucket.url.startswith("s3"):
+        return {"config_kwargs": {"read_timeout": seconds}}
+    import aiohttp
+
+    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
+
+
+@pytest.fixture
+def through(proxies: ModuleType, proxy: Any, bucket: Any, path: str) -> Callable[..., StorageBackend]:
+    """Opens the directory through the proxy."""
+
+    def open_through(**options: Any) -> StorageBackend:
+        patience = {"retry_backoff_secs": 0.01, **_patience(bucket, 0.5)}
+        return proxies.proxied(bucket, proxy, **{**patience, **options}).open(path)
+
+    return open_through
+
+
+def _rounds(requests: list[Any]) -> int:
+    """How many of the requests came one after another: the longest row of them in which none overlap."""
+    count, free = 0, 0.0
+    for request in sorted(requests, key=lambda request: request.end):
+        if request.start >= free:
+            count, free = count + 1, request.end
+    return count
+
+
+# --- A slow network.
+
+
+@pytest.mark.parametrize("serializer", ["eqx", "orbax"])
+def test_a_save_takes_few_round_trips_however_many_files_it_has(
+    through: Callable[..., StorageBackend], bucket: Any, proxy: Any, serializer: str
+) -> None:
+    if serializer == "orbax":
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+    tree = {f"layer_{number}": np.full((8, 8), number, np.float32) for number in range(12)}
+    storage = through(**_patience(bucket, 60.0))
+    with CheckpointManager(storage, max_to_keep=2, serializer=serializer) as manager:
+        for step in range(4):
+            proxy.clear()
+            proxy.latency_secs = LATENCY_SECS
+            manager.save(step, tree)
+            manager.wait()
+            puts = 1  # all of them at once
+            assert _rounds(proxy.requests) <= puts + 5 + (step == 0), list(map(str, proxy.requests))
+        proxy.clear()
+        proxy.latency_secs = LATENCY_SECS
+        assert manager.latest_step() == 3
+        assert len(proxy.requests) == 1
+    assert verify_checkpoint(storage) == []
+
+
+def test_a_slow_network_does_not_block_the_training_thread(
+    through: Callable[..., StorageBackend], proxy: Any, scenarios: ModuleType
+) -> None:
+    with CheckpointManager(through()) as manager:
+        manager.save(1, scenarios.tree(1))
+        manager.wait()
+        proxy.latency_secs = 0.2
+        began = time.monotonic()
+        manager.save(2, scenarios.tree(2))
+        assert time.monotonic() - began < 0.15
+        manager.wait()
+
+
+# --- A network that fails.
+
+
+@pytest.mark.parametrize("how", ["status", "reset", "reset after", "silence", "cut request", "cut answer"])
+def test_a_save_succeeds_although_every_request_of_it_fails_once(
+    through: Callable[..., StorageBackend], proxies: ModuleType, proxy: Any, scenarios: ModuleType, how: str
+) -> None:
+    storage = through()
+    scenarios.prepare(storage)
+    seen: set[tuple[str, str, str]] = set()
+
+    def each_once(_: int, request: Any) -> Any:
+        which = (request.method, request.path, request.query)
+        if which in seen:
+            return None
+        seen.add(which)
+        return proxies.Fault(how)
+
+    proxy.clear()
+    proxy.faults = each_once
+    with CheckpointManager(storage, max_to_keep=1) as manager:
+        scenarios.save(manager, 9, 9)
+        manager.wait()
+    assert len(seen) > 5
+    proxy.clear()
+    assert scenarios.held(storage, 9) == 9
+    assert [status.step for status in list_checkpoints(storage)] == [9]
+    assert verify_checkpoint(storage) == []
+
+
+@pytest.mark.parametrize("how", ["status", "reset", "silence"])
+def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_next_save_works(
+    through: Callable[..., StorageBackend],
+    bucket: Any,
+    proxies: ModuleType,
+    proxy: Any,
+    scenarios: ModuleType,
+    how: str,
+) -> None:
+    storage = through(**_patience(bucket, 60.0))  # so that only the deadline ends a silence
+    with CheckpointManager(storage, async_timeout_secs=2.0) as manager:
+        scenarios.save(manager, 1, 1)
+        manager.wait()
+        proxy.faults = lambda *_: proxies.Fault(how)
+        began = time.monotonic()
+        scenarios.save(manager, 2, 2)
+        assert time.monotonic() - began < 1.0
+        with pytest.raises(SaveFailedError, match=r"The save of step 2 failed") as caught:
+            scenarios.save(manager, 3, 3)
+        assert time.monotonic() - began < 4.0
+        assert caught.value.step == 2
+        proxy.clear()
+        scenarios.save(manager, 3, 3)
+        manager.wait()
+        assert manager.all_steps() == [1, 3]
+    assert verify_checkpoint(storage) == []
+
+
+# --- A writer that goes.
+
+
+@pytest.mark.usefixtures("dead_at_once")
+@pytest.mark.parametrize("how", ["reset", "reset after"])
+@pytest.mark.parametrize("scenario", ["save", "replace", "prune", "wipe"])
+def test_a_writer_gone_at_any_request_leaves_whole_steps_and_the_next_one_goes_on(
+    proxies: ModuleType, proxy: Any, bucket: Any, scenarios: ModuleType, scenario: str, how: str
+) -> None:
+    """To the store, a killed writer is one of which no request comes any more."""
+    for index in range(100):
+        path = f"{uuid.uuid4().hex}/checkpoints"
+        direct = bucket.open(path)
+        scenarios.prepare(direct)
+        proxy.clear()
+
+        def gone(number: int, _: Any, index: int = index) -> Any:
+            return None if number < index else proxies.Fault(how if number == index else "reset")
+
+        proxy.faults = gone
+        dying = proxies.proxied(bucket, proxy, retry_attempts=1).open(path)
+        with suppress(OSError, VibeStoreError):
+            scenarios.SCENARIOS[scenario](dying)
+        scenarios.check(scenario, direct)
+        assert verify_checkpoint(direct) == [] if list_checkpoints(direct) else True
+        scenarios.check_next_writer(direct)
+        if len(proxy.requests) <= index:
+            break
+    assert 3 < index < 99
