@@ -29,7 +29,10 @@ def test_no_command_is_a_mistake(vibe_store: Run) -> None:
 def test_an_unknown_command_is_answered_with_those_that_exist(vibe_store: Run) -> None:
     ran = vibe_store("lst")
     assert ran.status == 2
-    assert ran.err == "error: there is no command 'lst'; there are train, ls, show, verify, plugins.\n"
+    assert (
+        ran.err
+        == "error: there is no command 'lst'; there are train, ls, show, verify, copy, prune, plugins.\n"
+    )
 
 
 def test_an_error_is_one_sentence_and_no_traceback(vibe_store: Run, tmp_path: Path) -> None:
@@ -88,13 +91,15 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(run_path: Path, argume
         assert (process.wait(), err.read()) == (1, b"")
 
 
-def test_looking_at_checkpoints_imports_no_jax(run_path: Path) -> None:
+def test_looking_at_checkpoints_and_moving_them_imports_no_jax(run_path: Path) -> None:
     program = (
         "import sys\n"
         "from vibe_store.cli import main\n"
         "for command in (['ls'], ['show'], ['verify'], ['show', '--json'], ['plugins']):\n"
         "    path = [] if command == ['plugins'] else [sys.argv[1]]\n"
         "    assert main(command + path) == 0\n"
+        "assert main(['copy', sys.argv[1], sys.argv[1] + '-copy']) == 0\n"
+        "assert main(['prune', sys.argv[1] + '-copy', '--keep', '1']) == 0\n"
         "heavy = {'jax', 'equinox', 'gymnax', 'fsspec', 'optax'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -201,13 +201,13 @@ def _store(
             keys[name] = attempt_key(name, attempt)
             requests.begin(partial(storage.put, staging / name, f"{folder}{keys[name]}", move=move))
 
-        if draft.step is not None:
-            requests.begin(storage.write, mark_key(draft.step), b"")
         metadata = _stage_metadata(staging, draft.metadata)
         if metadata is not None:
             put(METADATA)
         for item in draft.stage(staging):
             items.append(item)
+            if draft.step is not None and len(items) == 1:
+                requests.begin(storage.write, mark_key(draft.step), b"")
             for file in item.files:
                 put(file.name)
     return items, metadata

@@ -1,6 +1,7 @@
 """Reading the manifests of a directory, one or several at once."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from vibe_store.checkpoint.layout import MANIFEST, folder_of
 from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, Manifest, decode
@@ -9,6 +10,8 @@ from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, N
 from vibe_store.interfaces import CheckpointInfo, StorageBackend
 
 __all__ = ["info_of", "read_manifest", "read_manifests"]
+
+_Step = TypeVar("_Step", int, int | None)
 
 
 def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
@@ -35,11 +38,11 @@ def read_manifest(storage: StorageBackend, step: int | None) -> Manifest:
 
 
 def read_manifests(
-    storage: StorageBackend, steps: Iterable[int]
-) -> dict[int, Manifest | CorruptCheckpointError | NewerFormatError]:
+    storage: StorageBackend, steps: Iterable[_Step]
+) -> dict[_Step, Manifest | CorruptCheckpointError | NewerFormatError]:
     """Read the manifests of several steps, or say why one cannot be read; a step that is gone is left out."""
 
-    def read(step: int) -> Manifest | CorruptCheckpointError | NewerFormatError | None:
+    def read(step: _Step) -> Manifest | CorruptCheckpointError | NewerFormatError | None:
         try:
             return read_manifest(storage, step)
         except CheckpointNotFoundError:

@@ -25,6 +25,7 @@ from vibe_store.checkpoint.local_cache import LocalCache
 from vibe_store.checkpoint.lookup import info_of, read_manifest
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
+from vibe_store.checkpoint.pruning import doomed_steps
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.requests import Requests
 from vibe_store.checkpoint.settings import check_mode, check_rank, check_seconds, check_timeout, policy_of
@@ -54,7 +55,7 @@ from vibe_store.interfaces import (
     Verify,
 )
 from vibe_store.registry import get_serializer
-from vibe_store.retention import BestFn, best, keep_period_steps, steps_to_delete
+from vibe_store.retention import BestFn, best
 
 __all__ = ["CheckpointManager"]
 
@@ -331,12 +332,20 @@ class CheckpointManager(Checkpointer):
             raise failure_of(step, error) from error
 
     def _write(self, step: int, content: Content) -> None:
-        lease, draft = self._held_lease(), draft_of(step, content, self._serializer)
+        draft = draft_of(step, content, self._serializer)
+        keep = None if self._cache is None else self._cache.keep
         try:
-            keep = None if self._cache is None else self._cache.keep
-            manifest = commit(self._storage, draft, replace=False, check=lease.check, keep=keep)
+            with Requests[object](self._storage) as requests:
+                requests.begin(self._held_lease)  # while files are on their way
+
+                def check() -> None:
+                    requests.results()
+                    self._held_lease().check()
+
+                manifest = commit(self._storage, draft, replace=False, check=check, keep=keep)
         except WriterSupersededError as error:
             raise WriterSupersededError(f"Step {step} was not saved: {error}") from error
+        lease = self._held_lease()
         self._last = info_of(manifest, pinned=False)
         try:
             self._prune(manifest, lease)
@@ -364,12 +373,16 @@ class CheckpointManager(Checkpointer):
             _log.warning("No checkpoint in %s is deleted for now: %s", self._storage.url, error)
             return
         infos = [each.info for each in committed.values()]
-        ranked = None if self._best_fn is None else best(infos, self._best_fn, self._best_mode)
         last, restored = written.step, self._restored
         if last is not None and restored is not None and last > restored:
             restored = None
-        protected = {ranked, marked, last, restored, *keep_period_steps(list(committed), self._keep_period)}
-        doomed = sorted(steps_to_delete(infos, self._policy, protected=protected))
+        doomed = doomed_steps(
+            infos,
+            self._policy,
+            keep_period=self._keep_period,
+            ranking=None if self._best_fn is None else (self._best_fn, self._best_mode),
+            protected=[marked, last, restored],
+        )
         with Requests[None](self._storage) as requests:
             requests.begin(delete_steps, self._storage, {step: committed[step].keys for step in doomed})
             if not self._is_local:

@@ -33,18 +33,18 @@ class _Folder:
     blobs: dict[str, Blob] = field(default_factory=dict)
 
 
-def sweep_unnamed(storage: StorageBackend, *, older_than: float) -> None:
+def sweep_unnamed(storage: StorageBackend, *, older_than: float, clock: str = WRITER) -> None:
     """Remove what attempts that died left, and mark the steps that have no mark.
 
     An object that no manifest names is removed when it was written ``older_than`` seconds ago, by the
-    storage's
-    own clock, and not by an attempt of this process. One beside a manifest that cannot be read stays.
+    storage's own clock, and not by an attempt of this process. One beside a manifest that cannot be read
+    stays. ``clock`` is the key of an object that was stored a moment ago, so that its time is what that clock
+    shows now.
     """
     blobs = list(storage.list())
     if any(is_list(blob.key) for blob in blobs):
         sweep(storage, older_than=older_than)
-    # The writer's id was stored a moment ago, so its time is what the storage's clock shows now.
-    now = next((blob.modified for blob in blobs if blob.key == WRITER), time.time())
+    now = next((blob.modified for blob in blobs if blob.key == clock), time.time())
     old = {blob.key for blob in blobs if older_than <= 0 or now - blob.modified >= older_than}
     folders: dict[int | None, _Folder] = {}
     marks: set[int] = set()

@@ -30,6 +30,8 @@ _COMMANDS = {
     "ls": _Command("vibe_store.cli.inspect:ls", "List the checkpoints of a directory or run."),
     "show": _Command("vibe_store.cli.inspect:show", "Show what one checkpoint holds, leaf by leaf."),
     "verify": _Command("vibe_store.cli.inspect:verify", "Read checkpoints whole and name every fault."),
+    "copy": _Command("vibe_store.cli.moving:copy", "Copy checkpoints to another directory or bucket."),
+    "prune": _Command("vibe_store.cli.moving:prune", "Delete the checkpoints that are not worth keeping."),
     "plugins": _Command("vibe_store.cli.inspect:plugins", "List the plugins and what they provide."),
 }
 

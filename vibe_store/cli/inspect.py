@@ -34,6 +34,7 @@ from vibe_store.checkpoint.looking import list_checkpoints, load_manifest, verif
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import locate
 from vibe_store.checkpoint.reading import load_metadata_of
+from vibe_store.cli.options import StorageOptions, parse_options
 from vibe_store.cli.plugins import list_plugins
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
@@ -42,7 +43,7 @@ from vibe_store.registry import open_storage
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath
 
-__all__ = ["ls", "plugins", "show", "verify"]
+__all__ = ["located", "ls", "plugins", "print_json", "show", "step_number", "verify"]
 
 _Directory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 _Step = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
@@ -55,6 +56,8 @@ class _Ls:
 
     directory: _Directory
     """A run's directory, a directory of checkpoints, or one checkpoint, or the URL of one of these."""
+    storage_options: StorageOptions = None
+    """What the storage takes, as a JSON object; credentials are better left to the environment."""
     json: _Json = False
     """Print JSON."""
 
@@ -67,6 +70,8 @@ class _Show:
     """A run's directory, a directory of checkpoints, or one checkpoint, or the URL of one of these."""
     step: _Step = None
     """Which checkpoint; the newest by default."""
+    storage_options: StorageOptions = None
+    """What the storage takes, as a JSON object; credentials are better left to the environment."""
     json: _Json = False
     """Print JSON."""
 
@@ -81,6 +86,8 @@ class _Verify:
     """Which checkpoint; all of them by default."""
     level: Verify = "full"
     """How closely: every byte, or only whether each file has its size (sizes), or is there (off)."""
+    storage_options: StorageOptions = None
+    """What the storage takes, as a JSON object; credentials are better left to the environment."""
     json: _Json = False
     """Print JSON."""
 
@@ -96,8 +103,10 @@ class _Plugins:
 def ls(argv: Sequence[str]) -> int:
     """List checkpoints; return the exit status."""
     arguments = tyro.cli(_Ls, prog="vibe-store ls", args=argv)
-    directory, only = _located(arguments.directory, None)
-    found = [entry for entry in list_checkpoints(directory) if only is None or entry.step == only]
+    options = parse_options(arguments.storage_options, "--storage-options")
+    directory, only = located(arguments.directory, None, options)
+    listed = list_checkpoints(directory, storage_options=options)
+    found = [entry for entry in listed if only is None or entry.step == only]
     if arguments.json:
         rows = []
         for entry in found:
@@ -115,10 +124,10 @@ def ls(argv: Sequence[str]) -> int:
                     "pinned": info and info.pinned,
                 }
             )
-        _print_json({"directory": without_credentials(directory), "checkpoints": rows})
+        print_json({"directory": without_credentials(directory), "checkpoints": rows})
         return 0
     if not found:
-        print(f"No steps in {without_credentials(directory)}.{_itself(directory)}")
+        print(f"No steps in {without_credentials(directory)}.{_itself(directory, options)}")
         return 0
     table = _table("STEP", "CREATED", "SIZE", "ITEMS", "METRICS", "", right={"STEP", "SIZE"})
     for entry in found:
@@ -141,12 +150,13 @@ def ls(argv: Sequence[str]) -> int:
 def show(argv: Sequence[str]) -> int:
     """Show one checkpoint; return the exit status."""
     arguments = tyro.cli(_Show, prog="vibe-store show", args=argv)
-    directory, step = _located(arguments.directory, _step(arguments.step))
-    manifest = _manifest(directory, step)
-    storage, step = locate(directory, manifest.step, None)
+    options = parse_options(arguments.storage_options, "--storage-options")
+    directory, step = located(arguments.directory, step_number(arguments.step), options)
+    manifest = _manifest(directory, step, options)
+    storage, step = locate(directory, manifest.step, options)
     metadata = load_metadata_of(storage, step)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "directory": without_credentials(directory),
                 "step": manifest.step,
@@ -199,12 +209,13 @@ def show(argv: Sequence[str]) -> int:
 def verify(argv: Sequence[str]) -> int:
     """Verify checkpoints; return the exit status, 1 where there is a fault."""
     arguments = tyro.cli(_Verify, prog="vibe-store verify", args=argv)
-    directory, step = _located(arguments.directory, _step(arguments.step))
-    faults = verify_checkpoint(directory, step=step, level=arguments.level)
-    checked = _checked_steps(directory, step)
+    options = parse_options(arguments.storage_options, "--storage-options")
+    directory, step = located(arguments.directory, step_number(arguments.step), options)
+    faults = verify_checkpoint(directory, step=step, level=arguments.level, storage_options=options)
+    checked = _checked_steps(directory, step, options)
     if arguments.json:
         rows = [{"step": fault.step, "file": fault.file, "problem": fault.problem} for fault in faults]
-        _print_json(
+        print_json(
             {
                 "directory": without_credentials(directory),
                 "checked": checked,
@@ -235,7 +246,7 @@ def plugins(argv: Sequence[str]) -> int:
     return 0
 
 
-def _step(word: str | None) -> int | None:
+def step_number(word: str | None) -> int | None:
     """Read a step; the parser of the arguments would fill a box with all the types that it tried."""
     if word is None:
         return None
@@ -249,10 +260,10 @@ def _step(word: str | None) -> int | None:
     raise SystemExit(2)
 
 
-def _located(directory: str, step: int | None) -> tuple[str, int | None]:
+def located(directory: str, step: int | None, options: Mapping[str, Any] | None) -> tuple[str, int | None]:
     """Return the directory of checkpoints that is meant, and the step where the directory itself says it."""
     is_url = "://" in directory
-    path = open_storage(directory).local_path("") if is_url else Path(directory)
+    path = open_storage(directory, **(options or {})).local_path("") if is_url else Path(directory)
     if path is not None and not path.exists():
         raise CheckpointNotFoundError(f"There is no directory {without_credentials(directory)}.")
     if path is not None and not path.is_dir():
@@ -260,7 +271,7 @@ def _located(directory: str, step: int | None) -> tuple[str, int | None]:
             f"{without_credentials(directory)} is a file; give a directory of checkpoints."
         )
     if path is None:
-        return _located_by_url(UrlPath(directory), step)
+        return _located_by_url(UrlPath(directory, options), step)
     if (path / "checkpoints").is_dir():
         return str(path / "checkpoints"), step
     if path.is_symlink() and not is_url:
@@ -276,19 +287,20 @@ def _located_by_url(url: UrlPath, step: int | None) -> tuple[str, int | None]:
     if found is not None:
         return str(url.parent), found
     below = url / "checkpoints"
-    if url.name != below.name and any(True for _ in open_storage(below.url).list()):
+    if url.name != below.name and any(True for _ in open_storage(below.url, **below.storage_options).list()):
         return str(below), step
     return str(url), step
 
 
-def _manifest(directory: str, step: int | None) -> Manifest:
+def _manifest(directory: str, step: int | None, options: Mapping[str, Any] | None) -> Manifest:
     """Return the manifest of a step; without one, of the directory itself, else of its newest step."""
     try:
-        return load_manifest(directory, step=step)
+        return load_manifest(directory, step=step, storage_options=options)
     except CheckpointNotFoundError as error:
-        committed = [entry.step for entry in list_checkpoints(directory) if entry.status == "committed"]
+        listed = list_checkpoints(directory, storage_options=options)
+        committed = [entry.step for entry in listed if entry.status == "committed"]
         if step is None and committed:
-            return load_manifest(directory, step=max(committed))
+            return load_manifest(directory, step=max(committed), storage_options=options)
         if step is None:
             raise CheckpointNotFoundError(
                 f"There is no committed checkpoint in {without_credentials(directory)}."
@@ -300,26 +312,26 @@ def _manifest(directory: str, step: int | None) -> Manifest:
         ) from error
 
 
-def _itself(directory: str) -> str:
+def _itself(directory: str, options: Mapping[str, Any] | None) -> str:
     """Return a sentence where the directory is a checkpoint without a step."""
     try:
-        load_manifest(directory)
+        load_manifest(directory, storage_options=options)
     except CheckpointNotFoundError:
         return ""
     return f" It is itself a checkpoint: see `vibe-store show {shlex.quote(without_credentials(directory))}`."
 
 
-def _checked_steps(directory: str, step: int | None) -> list[int | None]:
+def _checked_steps(directory: str, step: int | None, options: Mapping[str, Any] | None) -> list[int | None]:
     """Return what ``verify_checkpoint`` looks at, given the same arguments."""
     if step is not None:
         return [step]
     looked_at = [
         entry.step
-        for entry in list_checkpoints(directory)
+        for entry in list_checkpoints(directory, storage_options=options)
         if entry.status in {"committed", "damaged", "newer"}
     ]
     try:
-        load_manifest(directory)
+        load_manifest(directory, storage_options=options)
     except CheckpointNotFoundError:
         return [*looked_at]
     except (CorruptCheckpointError, NewerFormatError):
@@ -340,7 +352,8 @@ def _table(*names: str, right: frozenset[str] | set[str] = frozenset()) -> Table
     return table
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print JSON, indented."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 

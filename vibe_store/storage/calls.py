@@ -7,8 +7,9 @@ turned off where the user did not set them.
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from tenacity import (
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 AT_ONCE = 8
 """How many transfers of one storage run at once, of all the files that its callers put and get together."""
 
+_FEW_BYTES = 1 << 20
 _LONGEST_WAIT_SECS = 20.0
 _PATIENCE_SECS = 60.0
 """How long a request may take beside the time that its bytes may take."""
@@ -116,6 +118,15 @@ class Calls:
                 loop.call_soon_threadsafe(lambda: tasks[0].cancel())
                 wait([outcome], 2 * _TIDY_SECS)
             raise
+
+    @asynccontextmanager
+    async def slot_for(self, size: int) -> AsyncIterator[None]:
+        """Hold a slot while so many bytes are in memory; few of them need none."""
+        if size < _FEW_BYTES:
+            yield
+            return
+        async with self.slots:
+            yield
 
     async def request(self, send: Callable[[], Awaitable[_T]], *, size: int = 0) -> _T:
         """Return what one request returns, sending it again as long as what goes wrong may pass.

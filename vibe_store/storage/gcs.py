@@ -148,7 +148,7 @@ class GcsStorage(ObjectStore):
             raise self._no_bucket() from error
 
     async def _upload(self, name: str, descriptor: int, size: int) -> None:
-        async with self._calls.slots:
+        async with self._calls.slot_for(size):
             if size < _SMALL:
                 data = await asyncio.to_thread(read_exactly, descriptor, 0, size)
                 await self._calls.request(lambda: self._store(name, data, create=False), size=size)

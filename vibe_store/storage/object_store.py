@@ -1,5 +1,6 @@
 """Objects in a bucket, with as few requests as can be: what the storages on S3 and GCS share."""
 
+import asyncio
 import errno
 import os
 from abc import abstractmethod
@@ -225,8 +226,10 @@ class ObjectStore(FsspecStorage):
         del durable  # every change is
         names = {self._name(key): key for key in check_keys(keys)}
 
+        few = asyncio.Semaphore(self.concurrency)
+
         async def remove(name: str) -> None:
-            async with self._calls.slots:
+            async with few:
                 with suppress(FileNotFoundError):
                     await self._calls.request(lambda: self._remove(name))
 

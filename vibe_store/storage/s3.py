@@ -151,7 +151,7 @@ class S3Storage(ObjectStore):
 
     async def _upload(self, name: str, descriptor: int, size: int) -> None:
         if size < 2 * _PART:
-            async with self._calls.slots:
+            async with self._calls.slot_for(size):
                 data = await asyncio.to_thread(read_exactly, descriptor, 0, size)
                 await self._calls.request(lambda: self._store(name, data, create=False), size=size)
             return
