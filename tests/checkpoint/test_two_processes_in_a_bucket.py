@@ -16,7 +16,7 @@ from vibe_store.checkpoint import list_checkpoints, verify_checkpoint
 
 pytestmark = pytest.mark.proof
 
-ROUNDS = int(os.environ.get("VIBE_STORE_ROUNDS", "30"))
+ROUNDS = int(os.environ.get("VIBE_STORE_ROUNDS", "10"))
 _WRITER = """
 import json, time
 from vibe_store.checkpoint import verify_checkpoint

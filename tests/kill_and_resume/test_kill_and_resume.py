@@ -39,13 +39,14 @@ class Home:
 
 
 _ALONE = pytest.mark.xdist_group("kill_and_resume")
-_BUCKETS = [
+_LOCAL = pytest.param("local", marks=_ALONE)
+_S3, _GCS = (
     pytest.param(kind, marks=[pytest.mark.proof, pytest.mark.xdist_group(f"kill_and_resume_{kind}")])
     for kind in ("s3", "gcs")
-]
+)
 
 
-@pytest.fixture(params=[pytest.param("local", marks=_ALONE), *_BUCKETS])
+@pytest.fixture(params=[_LOCAL, _S3, _GCS])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     if request.param == "local":
         return Home(str(tmp_path))
@@ -196,6 +197,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(
     assert final_files(home) == uninterrupted
 
 
+@pytest.mark.parametrize("home", [_LOCAL, _GCS], indirect=True)
 def test_a_run_stopped_by_sigterm_and_ctrl_c_saves_at_once_and_ends_in_the_same_bits(
     home: Home, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
 ) -> None:
