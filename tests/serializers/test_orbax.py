@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from vibe_store import CheckpointManager, load_checkpoint, save_checkpoint
+from vibe_store.checkpoint import verify_checkpoint
 from vibe_store.errors import InvalidValueError
 
 pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
@@ -24,6 +25,7 @@ import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 
 from vibe_store.serializers.orbax import OrbaxSerializer
+from vibe_store.storage.memory import MemoryStorage
 
 Same = Callable[[Any, Any], None]
 
@@ -265,3 +267,12 @@ def test_a_job_of_several_processes_is_refused_instead_of_waiting_for_ever(
         save_checkpoint(tmp_path, {"a": 1}, step=2, serializer="orbax")
     with pytest.raises(InvalidValueError, match="works in jobs of one process, and this one has 2"):
         load_checkpoint(tmp_path, {"a": 1}, step=1)
+
+
+def test_items_that_go_up_one_before_the_other_share_what_describes_the_checkpoint() -> None:
+    storage = MemoryStorage("memory://shared-marker")
+    for step in range(5):
+        save_checkpoint(
+            storage, {"w": np.arange(4)}, step=step, items={"aux": np.ones(3)}, serializer="orbax"
+        )
+    assert verify_checkpoint(storage) == []

@@ -131,7 +131,7 @@ def test_all_transfers_of_a_storage_together_are_so_many_at_once(
     storage: Any, proxy: Any, tmp_path: Path
 ) -> None:
     for number in range(12):
-        (tmp_path / f"{number}").write_bytes(b"%d" % number)
+        (tmp_path / f"{number}").write_bytes(bytes(MB))  # smaller ones are not counted
     storage.list()
     proxy.latency_secs = 0.05
     with ThreadPoolExecutor(12) as threads:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -165,7 +164,7 @@ def _commit_elsewhere(
     folder, keys = folder_of(draft.step), dict[str, str]()
     with pending.live_attempt() as attempt, staged(storage, attempt, draft.size) as staging:
         try:
-            items, metadata = _store(storage, draft, attempt, staging, keys, move=keep is None)
+            items, metadata = _store(storage, draft, attempt, staging, keys)
             manifest = _manifest(draft, attempt, items, metadata, keys)
             check()
         except BaseException:
@@ -191,15 +190,18 @@ def _commit_elsewhere(
 
 
 def _store(
-    storage: StorageBackend, draft: Draft, attempt: str, staging: Path, keys: dict[str, str], *, move: bool
+    storage: StorageBackend, draft: Draft, attempt: str, staging: Path, keys: dict[str, str]
 ) -> tuple[list[StagedItem], tuple[int, str] | None]:
-    """Put each file as soon as its item is staged; fill in under which key."""
+    """Put each file as soon as its item is staged; fill in under which key.
+
+    It stays in the folder: a serializer may look there for what it wrote with another item.
+    """
     folder, items = folder_of(draft.step), []
     with Requests[None](storage) as requests:
 
         def put(name: str) -> None:
             keys[name] = attempt_key(name, attempt)
-            requests.begin(partial(storage.put, staging / name, f"{folder}{keys[name]}", move=move))
+            requests.begin(storage.put, staging / name, f"{folder}{keys[name]}")
 
         metadata = _stage_metadata(staging, draft.metadata)
         if metadata is not None:
