@@ -84,3 +84,22 @@ def gcs(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
     )
     with servers.gcs_server() as url:
         yield servers.gcs_bucket(url)
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> Any:
+    """A bucket of each kind of server."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
+    """The module ``proxy.py``."""
+    return load(Path(__file__).with_name("proxy.py"))
+
+
+@pytest.fixture
+def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
+    """A proxy in front of the bucket's server, which fails when it is told to."""
+    with proxies.proxy(bucket.server) as running:
+        yield running

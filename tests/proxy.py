@@ -141,6 +141,15 @@ def proxied(bucket: Any, through: Proxy, **options: Any) -> Any:
     return dataclasses.replace(bucket, server=through.url, storage_options={**here, **options})
 
 
+def patience(bucket: Any, seconds: float) -> dict[str, Any]:
+    """The storage options by which a client waits so long for an answer."""
+    if bucket.url.startswith("s3"):
+        return {"config_kwargs": {"read_timeout": seconds}}
+    import aiohttp
+
+    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy

@@ -3,9 +3,8 @@
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,34 +24,9 @@ pytestmark = pytest.mark.proof
 LATENCY_SECS = 0.15
 
 
-@pytest.fixture(scope="module")
-def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
-    return load(Path(__file__).parents[1] / "proxy.py")
-
-
-@pytest.fixture(params=["s3", "gcs"])
-def bucket(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
-    with proxies.proxy(bucket.server) as running:
-        yield running
-
-
 @pytest.fixture
 def path() -> str:
     return f"{uuid.uuid4().hex}/checkpoints"
-
-
-def _patience(bucket: Any, seconds: float) -> dict[str, Any]:
-    """The options by which a client waits so long for an answer."""
-    if bucket.url.startswith("s3"):
-        return {"config_kwargs": {"read_timeout": seconds}}
-    import aiohttp
-
-    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
 
 
 @pytest.fixture
@@ -60,7 +34,7 @@ def through(proxies: ModuleType, proxy: Any, bucket: Any, path: str) -> Callable
     """Opens the directory through the proxy."""
 
     def open_through(**options: Any) -> StorageBackend:
-        patience = {"retry_backoff_secs": 0.01, **_patience(bucket, 0.5)}
+        patience = {"retry_backoff_secs": 0.01, **proxies.patience(bucket, 0.5)}
         return proxies.proxied(bucket, proxy, **{**patience, **options}).open(path)
 
     return open_through
@@ -80,12 +54,17 @@ def _rounds(requests: list[Any]) -> int:
 
 @pytest.mark.parametrize("serializer", ["eqx", "orbax"])
 def test_a_save_takes_few_round_trips_however_many_files_it_has(
-    through: Callable[..., StorageBackend], bucket: Any, proxy: Any, until: Any, serializer: str
+    through: Callable[..., StorageBackend],
+    bucket: Any,
+    proxies: ModuleType,
+    proxy: Any,
+    until: Any,
+    serializer: str,
 ) -> None:
     if serializer == "orbax":
         pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     tree = {f"layer_{number}": np.full((8, 8), number, np.float32) for number in range(12)}
-    storage = through(**_patience(bucket, 60.0))
+    storage = through(**proxies.patience(bucket, 60.0))
     with CheckpointManager(storage, max_to_keep=2, serializer=serializer) as manager:
         for step in range(4):
             proxy.clear()
@@ -155,7 +134,7 @@ def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_nex
     scenarios: ModuleType,
     how: str,
 ) -> None:
-    storage = through(**_patience(bucket, 60.0))  # so that only the deadline ends a silence
+    storage = through(**proxies.patience(bucket, 60.0))  # so that only the deadline ends a silence
     with CheckpointManager(storage, async_timeout_secs=2.0) as manager:
         scenarios.save(manager, 1, 1)
         manager.wait()

@@ -52,10 +52,10 @@ def test_all_but_the_highest_steps_go_with_all_their_files(
 def test_a_dry_run_says_what_would_go_and_changes_nothing(filled: StorageBackend) -> None:
     before = _contents(filled)
     asked = {"keep_period": 3, "best_metric": "r", "best_mode": "max"}
-    would = prune_checkpoints(filled, latest(1), dry_run=True, **asked)  # type: ignore[arg-type]
+    would = prune_checkpoints(filled, latest(1), dry_run=True, **asked)
     assert _contents(filled) == before
     assert would.deleted
-    assert prune_checkpoints(filled, latest(1), **asked) == would  # type: ignore[arg-type]
+    assert prune_checkpoints(filled, latest(1), **asked) == would
 
 
 def test_a_dry_run_makes_nothing_but_reads(filled: StorageBackend) -> None:
@@ -137,9 +137,16 @@ def test_where_best_cannot_be_read_nothing_goes(filled: StorageBackend) -> None:
     assert len(committed_steps(filled)) == 7
 
 
+# A local directory is locked instead.
+_NOT_LOCAL = pytest.mark.parametrize(
+    "storage",
+    ["memory", *(pytest.param(kind, marks=pytest.mark.proof) for kind in ("s3", "gcs"))],
+    indirect=True,
+)
+
+
+@_NOT_LOCAL
 def test_a_run_in_a_bucket_goes_on_beside_it(filled: StorageBackend, scenarios: ModuleType) -> None:
-    if is_local(filled):
-        pytest.skip("a local directory is locked instead")
     with scenarios.manager_of(filled, max_to_keep=100) as manager:
         scenarios.save(manager, 8, 8)
         writer = list(filled.list(".vibe_store/writer.json"))
@@ -171,11 +178,10 @@ def test_a_local_directory_that_another_process_writes_to_is_left_alone(
     assert [info.step for info in would.deleted] == [1, 2, 3]
 
 
+@_NOT_LOCAL
 def test_what_a_dead_writer_left_is_swept_when_it_is_old_enough(
     filled: StorageBackend, scenarios: ModuleType
 ) -> None:
-    if is_local(filled):
-        pytest.skip("the lock says who is dead there")
     left = f"step_5/{attempt_key('state.eqx', new_attempt())}"
     filled.write(left, b"half a save")
     prune_checkpoints(filled, latest(100))

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,38 +26,13 @@ BIG = random.Random(0).randbytes(16 * MB + 1)
 """More than goes up in one request to S3, and comes down in one from anywhere."""
 
 
-@pytest.fixture(scope="module")
-def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
-    return load(Path(__file__).parents[1] / "proxy.py")
-
-
-@pytest.fixture(params=["s3", "gcs"])
-def bucket(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
-    with proxies.proxy(bucket.server) as running:
-        yield running
-
-
-def patience(kind: str, seconds: float) -> dict[str, Any]:
-    """The options by which the clients wait so long for an answer."""
-    if kind == "s3":
-        return {"config_kwargs": {"read_timeout": seconds}}
-    import aiohttp
-
-    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
-
-
 def kind_of(bucket: Any) -> str:
     return "s3" if bucket.url.startswith("s3") else "gcs"
 
 
 @pytest.fixture
 def storage(proxies: ModuleType, proxy: Any, bucket: Any, tmp_path: Path) -> StorageBackend:
-    options = {"retry_backoff_secs": 0.01, **patience(kind_of(bucket), 0.4)}
+    options = {"retry_backoff_secs": 0.01, **proxies.patience(bucket, 0.4)}
     opened: StorageBackend = proxies.proxied(bucket, proxy, **options).open(
         tmp_path.name + os.urandom(4).hex()
     )
@@ -277,7 +252,7 @@ def test_nothing_is_sent_after_the_deadline(storage: StorageBackend, proxy: Any)
 def test_without_a_deadline_a_request_that_gets_no_answer_ends_too(
     bucket: Any, proxies: ModuleType, proxy: Any
 ) -> None:
-    options = {"retry_attempts": 2, "retry_backoff_secs": 0.01, **patience(kind_of(bucket), 0.2)}
+    options = {"retry_attempts": 2, "retry_backoff_secs": 0.01, **proxies.patience(bucket, 0.2)}
     storage = proxies.proxied(bucket, proxy, **options).open("silent")
     proxy.faults = lambda *_: proxies.Fault("silence")
     with pytest.raises(ConnectionError, match="failed 2 times"):
@@ -439,9 +414,8 @@ def test_an_upload_to_gcs_goes_on_where_it_broke_off(source: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Resumable) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        open_storage("gs://bucket/run", endpoint_url=url, token="anon", retry_backoff_secs=0.01).put(  # noqa: S106 - the name of no credentials
-            source, "k"
-        )
+        options = {"endpoint_url": url, "token": "anon", "retry_backoff_secs": 0.01}
+        open_storage("gs://bucket/run", **options).put(source, "k")
         server.shutdown()
     last, half = len(BIG) - 1, len(BIG) // 2 // 2**18 * 2**18
     assert _Resumable.asked == [

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -20,22 +20,6 @@ from vibe_store.storage.calls import AT_ONCE
 
 MB = 1 << 20
 BIG = random.Random(1).randbytes(16 * MB + 5)
-
-
-@pytest.fixture(scope="module")
-def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
-    return load(Path(__file__).parents[1] / "proxy.py")
-
-
-@pytest.fixture(params=["s3", "gcs"])
-def bucket(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
-    with proxies.proxy(bucket.server) as running:
-        yield running
 
 
 @pytest.fixture
@@ -190,11 +174,11 @@ def test_a_read_goes_to_the_store_every_time(storage: Any, bucket: Any, root: st
 
 def test_the_users_own_retries_and_timeouts_win(s3: Any, gcs: Any) -> None:
     config = {"retries": {"max_attempts": 7}, "read_timeout": 99}
-    storage = open_storage("s3://bucket/run", **{**s3.storage_options, "config_kwargs": config})
-    assert storage.fs.config_kwargs["retries"] == {"max_attempts": 7}  # type: ignore[attr-defined]
-    assert storage.fs.config_kwargs["read_timeout"] == 99  # type: ignore[attr-defined]
+    storage: Any = open_storage("s3://bucket/run", **{**s3.storage_options, "config_kwargs": config})
+    assert storage.fs.config_kwargs["retries"] == {"max_attempts": 7}
+    assert storage.fs.config_kwargs["read_timeout"] == 99
     storage = open_storage("gs://bucket/run", **{**gcs.storage_options, "requests_timeout": 99})
-    assert storage.fs.requests_timeout == 99  # type: ignore[attr-defined]
+    assert storage.fs.requests_timeout == 99
 
 
 @pytest.mark.parametrize("options", [{"retry_attempts": 0}, {"retry_backoff_secs": -1}])

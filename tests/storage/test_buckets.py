@@ -11,11 +11,6 @@ from vibe_store import load_checkpoint, save_checkpoint
 from vibe_store.registry import open_storage
 
 
-@pytest.fixture(params=["s3", "gcs"])
-def bucket(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
 def test_a_bucket_that_does_not_exist_is_named_at_once(bucket: Any) -> None:
     url, options = bucket.url.replace("bucket", "no-such-bucket") + "/run", bucket.storage_options
     calls: list[Callable[[], object]] = [

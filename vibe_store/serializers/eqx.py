@@ -110,20 +110,7 @@ class EqxSerializer(Serializer):
 
 
 def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
-    """Save a pytree to one file, whole or not at all; folders are created, and a file there is replaced.
-
-    ``eqx.tree_deserialise_leaves`` reads the file too, as far as plain Equinox can store the leaves.
-
-    Args:
-        path: the file, taken as it is (no suffix is added).
-        pytree: any pytree of arrays, typed PRNG keys, Python scalars, strings, bytes and callables (which are
-            recorded by name only).
-
-    Raises:
-        UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
-        InvalidValueError: the path is a folder, or another thing that is no file.
-        OSError: the file cannot be written; the one that was there is as it was.
-    """
+    """Save a pytree to one local file; see :func:`vibe_store.checkpoint.save_eqx`."""
     # A symbolic link stays one: the file that it leads to is replaced.
     target = Path(os.path.realpath(path))
     flat = flatten(pytree, to_save=True)
