@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -13,6 +12,7 @@ from jax import Array
 
 from vibe_store.algorithms.networks import MLP
 from vibe_store.algorithms.replay import Transition
+from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 
 __all__ = ["DQN", "DQNConfig", "DQNState"]
@@ -55,20 +55,17 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        for width in self.hidden_sizes:
-            _check("hidden_sizes", self.hidden_sizes, _is_int(width, 1), "whole numbers, each at least 1")
+        check_sizes("hidden_sizes", self.hidden_sizes)
         for name in ("buffer_size", "batch_size", "train_interval", "target_update_interval"):
-            _check(name, getattr(self, name), _is_int(getattr(self, name), 1), "a whole number, at least 1")
+            check_int(name, getattr(self, name), least=1)
         for name in ("learning_starts", "exploration_steps"):
-            _check(name, getattr(self, name), _is_int(getattr(self, name), 0), "a whole number, at least 0")
+            check_int(name, getattr(self, name), least=0)
         for name in ("gamma", "epsilon_start", "epsilon_end"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        _check("tau", self.tau, 0 < self.tau <= 1, "above 0 and at most 1")
-        _check("learning_rate", self.learning_rate, _is_positive(self.learning_rate), "a number above 0")
-        _check("loss", self.loss, self.loss in ("huber", "mse"), "'huber' or 'mse'")
-        if self.max_grad_norm is not None:
-            norm = self.max_grad_norm
-            _check("max_grad_norm", norm, _is_positive(norm), "a number above 0, or None")
+            check_fraction(name, getattr(self, name))
+        check_fraction("tau", self.tau, above_zero=True)
+        check_positive("learning_rate", self.learning_rate)
+        check("loss", self.loss, self.loss in ("huber", "mse"), "'huber' or 'mse'")
+        check_positive("max_grad_norm", self.max_grad_norm, otherwise=", or None")
         if self.buffer_size < self.batch_size:
             raise InvalidValueError(
                 f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: "
@@ -109,7 +106,7 @@ class DQN:
             n_actions: how many discrete actions there are.
             config: the hyperparameters.
         """
-        _check("n_actions", n_actions, _is_int(n_actions, 1), "a whole number, at least 1")
+        check_int("n_actions", n_actions, least=1)
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         net_key, key = jax.random.split(key)
@@ -217,16 +214,3 @@ def _pick(q_values: Array, action: Array) -> Array:
     chosen = action[:, None] == jnp.arange(q_values.shape[-1])
     picked: Array = jnp.sum(jnp.where(chosen, q_values, 0), axis=-1)
     return picked
-
-
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_positive(value: float) -> bool:
-    return isfinite(value) and value > 0
-
-
-def _check(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise InvalidValueError(f"{name}={value!r} cannot be used: it must be {wanted}.")

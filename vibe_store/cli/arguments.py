@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
 from vibe_store.run_dir import Place, RunDir, find_runs
 from vibe_store.runner.config import RunnerConfig
@@ -20,8 +19,6 @@ from vibe_store.runner.presets import Preset
 from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["TrainPlan", "plan_training"]
-
-_Config = TypeVar("_Config", DQNConfig, RunnerConfig)
 
 _AT_ONCE = 16
 """How many runs' configurations are read at the same time."""
@@ -37,34 +34,30 @@ class TrainPlan:
     Attributes:
         preset: what is trained.
         run: its folder.
-        dqn: the hyperparameters.
+        config: the hyperparameters of the preset's algorithm.
         runner: the settings; its ``checkpoint_dir`` is ``directory``.
         directory: where the checkpoints are.
         existing: whether the folder is that of a run that began earlier.
-        config: what the run's ``config.json`` is to hold.
+        stored: what the run's ``config.json`` is to hold.
         changes: the settings that differ from those the run had before: by flag, a phrase on each.
     """
 
     preset: Preset
     run: RunDir
-    dqn: DQNConfig
+    config: Any
     runner: RunnerConfig
     directory: str
     existing: bool
-    config: Mapping[str, Any]
+    stored: Mapping[str, Any]
     changes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class _Flags:
-    dqn: DQNConfig
-    """The hyperparameters of DQN."""
+    config: Any
     runner: RunnerConfig
-    """The training run."""
     run_id: str | None = None
-    """Name of the run's folder in base_dir: one to create or, with --runner.resume true, to go on with."""
     base_dir: str = "runs"
-    """Folder that holds the folders of all runs, or its URL (s3://bucket/runs, say)."""
 
 
 def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPlan:
@@ -84,12 +77,12 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         InvalidValueError: the run is of another preset, or its ``config.json`` cannot be used.
         CheckpointsExistError: the run exists, and neither to resume nor to overwrite it was asked for.
     """
-    defaults = _Flags(dqn=preset.config, runner=preset.runner)
+    defaults = _Flags(preset.config, preset.runner)
     given = _parse(flags, defaults, preset, prog)
     run = _existing_run(preset, given)
     stored = run.load_config() if run is not None and given.runner.resume else None
     if run is not None and stored is not None:
-        defaults = _stored_flags(run, stored, defaults)
+        defaults = _stored_flags(run, stored, defaults, preset.algorithm)
         given = _parse(flags, defaults, preset, prog)
     existing = run is not None
     if run is None:
@@ -97,18 +90,19 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
     place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
     lasting = dataclasses.replace(given.runner, checkpoint_dir=place, resume=False, overwrite=False)
     directory = place or str(run.checkpoints)
-    changes = _changes("dqn", defaults.dqn, given.dqn) | _changes("runner", defaults.runner, lasting)
+    group = preset.algorithm
+    changes = _changes(group, defaults.config, given.config) | _changes("runner", defaults.runner, lasting)
     return TrainPlan(
         preset=preset,
         run=run,
-        dqn=given.dqn,
+        config=given.config,
         runner=dataclasses.replace(given.runner, checkpoint_dir=directory),
         directory=directory,
         existing=existing,
-        config={
+        stored={
             "preset": preset.name,
             "created": (stored or {}).get("created") or datetime.now(UTC).isoformat(),
-            "dqn": dataclasses.asdict(given.dqn),
+            group: dataclasses.asdict(given.config),
             "runner": dataclasses.asdict(lasting),
         },
         changes=changes if stored is not None else {},
@@ -116,15 +110,33 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
 
 
 def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) -> _Flags:
+    algorithm = preset.algorithm
+    run_id = "Name of the run's folder in base_dir: one to create, or to go on with by --runner.resume true."
+    base_dir = "Folder that holds the folders of all runs, or its URL (s3://bucket/runs, say)."
+    shown = dataclasses.make_dataclass(
+        "Flags",
+        [
+            (algorithm, _explained(type(preset.config), f"The hyperparameters of {algorithm.upper()}.")),
+            ("runner", _explained(RunnerConfig, "The training run.")),
+            ("run_id", _explained(str | None, run_id)),
+            ("base_dir", _explained(str, base_dir)),
+        ],
+        frozen=True,
+    )
     with _BOOLEANS:
-        return tyro.cli(
-            _Flags,
+        given: Any = tyro.cli(
+            shown,
             args=flags,
-            default=defaults,
+            default=shown(defaults.config, defaults.runner, defaults.run_id, defaults.base_dir),
             prog=prog,
-            description=f"Train {preset.name}: {preset.algorithm.upper()} on {preset.env_id}.",
+            description=f"Train {preset.name}: {algorithm.upper()} on {preset.env_id}.",
             config=(tyro.conf.FlagConversionOff,),
         )
+    return _Flags(getattr(given, algorithm), given.runner, given.run_id, given.base_dir)
+
+
+def _explained(kind: Any, text: str) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=text)]
 
 
 _BOOLEANS = ConstructorRegistry()
@@ -205,16 +217,16 @@ def _new_run(preset: Preset, flags: _Flags) -> RunDir:
     return RunDir(preset.name, base_dir=flags.base_dir)
 
 
-def _stored_flags(run: RunDir, stored: Mapping[str, Any], defaults: _Flags) -> _Flags:
+def _stored_flags(run: RunDir, stored: Mapping[str, Any], defaults: _Flags, algorithm: str) -> _Flags:
     """Return the settings that a run began with; fields that it did not store are those of ``defaults``."""
     return dataclasses.replace(
         defaults,
-        dqn=_stored_config(run, "dqn", stored, defaults.dqn),
+        config=_stored_config(run, algorithm, stored, defaults.config),
         runner=_stored_config(run, "runner", stored, defaults.runner),
     )
 
 
-def _stored_config(run: RunDir, group: str, stored: Mapping[str, Any], default: _Config) -> _Config:
+def _stored_config(run: RunDir, group: str, stored: Mapping[str, Any], default: Any) -> Any:
     values = stored.get(group, {})
     if not isinstance(values, Mapping):
         raise InvalidValueError(f"{_shown(run.config_path)} cannot be used: {group!r} is no JSON object.")
@@ -246,7 +258,7 @@ def _absolute(place: str) -> str:
     return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
-def _changes(group: str, before: DQNConfig | RunnerConfig, now: DQNConfig | RunnerConfig) -> dict[str, str]:
+def _changes(group: str, before: Any, now: Any) -> dict[str, str]:
     old = dataclasses.asdict(before)
     return {
         f"{group}.{name}": f"{group}.{name} is {value!r} (was {old[name]!r})"

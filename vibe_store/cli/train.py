@@ -26,8 +26,8 @@ from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["train"]
 
-_SAID_BY_RESTORE = ("dqn.", "runner.num_envs", "runner.seed")
-"""Beginnings of the flags that restoring compares with the checkpoint: it says itself which have changed."""
+_SAID_BY_RESTORE = ("runner.num_envs", "runner.seed")
+"""Flags that restoring compares with the checkpoint, as it does the algorithm's: it says itself what changed."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -57,14 +57,14 @@ def train(argv: Sequence[str]) -> int:
             result = _run(plan, console)
     except TrainingInterrupted as stop:
         # By now the run was restored with these settings, or they are those of a new one.
-        plan.run.save_config(plan.config)
+        plan.run.save_config(plan.stored)
         console.print(f"Go on with: {_resume_command(plan)}")
         if stop.overdue:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(128 + stop.signum)
         return 128 + stop.signum
-    plan.run.save_config(plan.config)
+    plan.run.save_config(plan.stored)
     _say_result(console, plan, result)
     return 0
 
@@ -74,7 +74,7 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
     with _written_by_us_alone(plan.directory), opened(plan.runner, None) as (checkpointer, resumed_from):
         _say_start(console, plan, resumed_from)
         if plan.runner.overwrite or not plan.existing:
-            plan.run.save_config(plan.config)
+            plan.run.save_config(plan.stored)
         with (
             MetricsLogger(plan.run.log_path(), resume_step=resumed_from or 0) as metrics,
             ProgressDisplay(console, interval=plan.runner.log_interval) as display,
@@ -82,7 +82,7 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
             return plan.preset.train(
                 env,
                 env_params,
-                dqn_config=plan.dqn,
+                **{f"{plan.preset.algorithm}_config": plan.config},
                 runner_config=plan.runner,
                 checkpointer=checkpointer,
                 metrics=metrics,
@@ -109,7 +109,7 @@ def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progres
     def on_progress(progress: Progress) -> None:
         nonlocal remembered
         if not remembered:
-            plan.run.save_config(plan.config)
+            plan.run.save_config(plan.stored)
             remembered = True
         display(progress)
 
@@ -158,7 +158,8 @@ def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> N
     changes = [
         phrase
         for flag, phrase in plan.changes.items()
-        if resumed_from is None or not flag.startswith(_SAID_BY_RESTORE)
+        if resumed_from is None
+        or not (flag in _SAID_BY_RESTORE or flag.startswith(f"{plan.preset.algorithm}."))
     ]
     if changes:
         console.print(f"Changed since this run was started: {'; '.join(changes)}.")

@@ -1,8 +1,6 @@
 """``train_dqn``: DQN on any number of copies of a gymnax environment with discrete actions."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +13,8 @@ from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
-from vibe_store.runner.loop import (
-    Callbacks,
-    Carry,
-    MetricsWriter,
-    Program,
-    Progress,
-    Trainer,
-    TrainResult,
-)
-from vibe_store.runner.resume import best_so_far, opened, restore
-from vibe_store.runner.signals import SignalWatch
+from vibe_store.runner.loop import Carry, MetricsWriter, Program, Progress, TrainResult
+from vibe_store.runner.train import described, train
 
 __all__ = ["DQNRunnerState", "dqn_program", "train_dqn"]
 
@@ -84,28 +73,20 @@ def train_dqn(
         TrainingInterrupted: Ctrl-C or SIGTERM came; the run is saved, and can be resumed.
     """
     program = dqn_program(env, env_params, dqn_config=dqn_config, runner_config=runner_config)
-    key = jax.random.key(runner_config.seed)
-    with SignalWatch() as signals, opened(runner_config, checkpointer) as (store, resume_from):
-        if store is None or resume_from is None:
-            carry, best = jax.jit(program.init)(key), float("-inf")
-        else:
-            carry, best = restore(store, resume_from, program, key), best_so_far(store)
-        return Trainer(
-            program,
-            runner_config,
-            carry,
-            checkpointer=store,
-            resumed_from=resume_from,
-            best=best,
-            callbacks=Callbacks(metrics=metrics, on_progress=on_progress, on_best=on_best),
-            signals=signals,
-        ).run()
+    return train(
+        program,
+        runner_config,
+        checkpointer=checkpointer,
+        metrics=metrics,
+        on_progress=on_progress,
+        on_best=on_best,
+    )
 
 
 def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_config: RunnerConfig) -> Program:
     """Return DQN on this environment as the functions that the training loop calls."""
     envs = VectorEnv(env, env_params)
-    n_envs, n_actions = runner_config.num_envs, envs.n_discrete_actions()
+    n_envs, n_actions = runner_config.num_envs, envs.n_discrete_actions("DQN")
 
     def init(key: Array) -> Carry:
         agent_key, reset_key, key = jax.random.split(key, 3)
@@ -169,21 +150,13 @@ def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_conf
 
         return evaluate(envs, act, key, episodes=runner_config.eval_episodes)
 
-    settings = asdict(runner_config)
-    # A checkpoint does not depend on where it is, and a place may have credentials.
-    del settings["checkpoint_dir"]
     return Program(
+        stride=n_envs,
         init=init,
         step=step,
         report=report,
         evaluate=evaluate_state,
-        metadata={
-            "algorithm": "dqn",
-            "env": envs.name,
-            "algorithm_config": json.loads(json.dumps(asdict(dqn_config))),
-            "runner_config": settings,
-            "run": {"num_envs": n_envs, "seed": runner_config.seed},
-        },
+        metadata=described("dqn", envs.name, dqn_config, runner_config),
     )
 
 

@@ -56,8 +56,8 @@ class VectorEnv:
         self.obs_shape = obs.shape
         self._check_step(key, state)
 
-    def n_discrete_actions(self) -> int:
-        """Return how many actions there are.
+    def n_discrete_actions(self, algorithm: str) -> int:
+        """Return how many actions there are for an algorithm, named as people know it, to choose among.
 
         Raises:
             InvalidValueError: the actions are not discrete.
@@ -65,7 +65,7 @@ class VectorEnv:
         space = self.env.action_space(self.params)
         if not hasattr(space, "n"):
             raise InvalidValueError(
-                f"DQN chooses among discrete actions, but the action space of {self.name} is "
+                f"{algorithm} chooses among discrete actions, but the action space of {self.name} is "
                 f"{type(space).__name__} of shape {tuple(space.shape)}. Use an environment with discrete "
                 "actions."
             )

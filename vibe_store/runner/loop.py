@@ -45,13 +45,15 @@ class Program:
     """What the loop needs of an algorithm on an environment; the functions are traced, so they must be pure.
 
     Attributes:
+        stride: how many environment steps ``step`` takes, over all environments.
         init: a carry from a PRNG key.
-        step: the carry after one step of every environment.
+        step: the carry after ``stride`` more environment steps.
         report: scalars by name to log, from a carry. Their names are what ``metrics`` will hold.
         evaluate: greedy episodes of a state, drawn from a PRNG key.
         metadata: what is stored with each checkpoint: ``algorithm``, ``env`` and the configurations, as JSON.
     """
 
+    stride: int
     init: Callable[[Array], Carry]
     step: Callable[[Carry], Carry]
     report: Callable[[Carry], dict[str, Array]]
@@ -144,7 +146,7 @@ class Trainer:
     Args:
         program: the algorithm.
         config: the settings.
-        carry: where to begin, at a multiple of ``config.num_envs``; its arrays are donated.
+        carry: where to begin, at a multiple of ``program.stride``; its arrays are donated.
         checkpointer: where to save; None saves nothing.
         resumed_from: the step that the carry was restored at.
         best: the best evaluation among the checkpoints that exist.
@@ -173,7 +175,7 @@ class Trainer:
         self._callbacks = callbacks
         self._signals = signals
         self._step = resumed_from or 0
-        self._end = first_multiple(config.total_timesteps, config.num_envs)
+        self._end = first_multiple(config.total_timesteps, program.stride)
         self._saved_step = resumed_from
         self._saved_steps: list[int] = []
         self._history: list[Mapping[str, float]] = []
@@ -199,7 +201,7 @@ class Trainer:
             evaluation = self._evaluate(evaluate)
             self._write_metrics(report, evaluation)
             if self._step == self._end or due(
-                self._step, self._config.checkpoint_interval, self._config.num_envs
+                self._step, self._config.checkpoint_interval, self._program.stride
             ):
                 self._save(evaluation)
             self._tell(report)
@@ -235,18 +237,18 @@ class Trainer:
         intervals = [self._config.checkpoint_interval, self._config.log_interval]
         if self._config.eval_interval is not None:
             intervals.append(self._config.eval_interval)
-        points = [next_point(self._step, interval, self._config.num_envs) for interval in intervals]
+        points = [next_point(self._step, interval, self._program.stride) for interval in intervals]
         return min(self._end, *points)
 
     def _advance(self, advance: Callable[..., tuple[Carry, dict[str, Array]]]) -> Mapping[str, float]:
         """Run one chunk, and size the next by how long it took."""
-        n_steps = min(self._chunk, (self._next_stop() - self._step) // self._config.num_envs)
+        n_steps = min(self._chunk, (self._next_stop() - self._step) // self._program.stride)
         started = time.perf_counter()
         self._carry, scalars = advance(self._carry, np.int32(n_steps))
         report = {name: value.item() for name, value in jax.device_get(scalars).items()}
         seconds = time.perf_counter() - started
-        self._step += n_steps * self._config.num_envs
-        self._speed = n_steps * self._config.num_envs / seconds
+        self._step += n_steps * self._program.stride
+        self._speed = n_steps * self._program.stride / seconds
         # At most twice the last one: the steps before learning starts say little of those after.
         self._chunk = max(1, min(int(n_steps * _CHUNK_SECS / seconds), 2 * self._chunk))
         return report
@@ -254,7 +256,7 @@ class Trainer:
     def _evaluate(self, evaluate: Callable[[PyTree, Array], Evaluation]) -> Mapping[str, float] | None:
         interval = self._config.eval_interval
         if interval is None or not (
-            self._step == self._end or due(self._step, interval, self._config.num_envs)
+            self._step == self._end or due(self._step, interval, self._program.stride)
         ):
             return None
         key = jax.random.fold_in(jax.random.key(self._config.seed), self._step)
@@ -268,7 +270,7 @@ class Trainer:
 
     def _write_metrics(self, report: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
         line: dict[str, float] = {"step": self._step}
-        if self._step == self._end or due(self._step, self._config.log_interval, self._config.num_envs):
+        if self._step == self._end or due(self._step, self._config.log_interval, self._program.stride):
             line |= {**report, "steps_per_second": self._speed}
         line |= evaluation or {}
         if len(line) > 1:

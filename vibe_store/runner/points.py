@@ -3,19 +3,19 @@
 __all__ = ["due", "first_multiple", "next_point"]
 
 
-def first_multiple(step: int, num_envs: int) -> int:
-    """Return the first multiple of ``num_envs`` on or past ``step``: that many steps are taken at a time."""
-    return -(-step // num_envs) * num_envs
+def first_multiple(step: int, stride: int) -> int:
+    """Return the first multiple of ``stride`` on or past ``step``: that many steps are taken at a time."""
+    return -(-step // stride) * stride
 
 
-def next_point(step: int, interval: int, num_envs: int) -> int:
-    """Return the first point after ``step``, a multiple of ``num_envs``.
+def next_point(step: int, interval: int, stride: int) -> int:
+    """Return the first point after ``step``, a multiple of ``stride``.
 
-    The points are the first multiples of ``num_envs`` on or past each multiple of ``interval``.
+    The points are the first multiples of ``stride`` on or past each multiple of ``interval``.
     """
-    return first_multiple((step // interval + 1) * interval, num_envs)
+    return first_multiple((step // interval + 1) * interval, stride)
 
 
-def due(step: int, interval: int | None, num_envs: int) -> bool:
-    """Say whether ``step``, a multiple of ``num_envs``, is such a point; without an interval none is."""
-    return interval is not None and step >= interval and step % interval < num_envs
+def due(step: int, interval: int | None, stride: int) -> bool:
+    """Say whether ``step``, a multiple of ``stride``, is such a point; without an interval none is."""
+    return interval is not None and step >= interval and step % interval < stride

@@ -21,7 +21,7 @@ class Preset:
         name: what ``vibe-store train`` is given.
         algorithm: the name of the algorithm, the prefix of its configuration's keyword.
         env_id: gymnax's name of the environment.
-        config: the hyperparameters.
+        config: the hyperparameters, of the algorithm's own class.
         runner: the settings of the run.
         train: the function that runs it.
     """
@@ -29,7 +29,7 @@ class Preset:
     name: str
     algorithm: str
     env_id: str
-    config: DQNConfig
+    config: Any
     runner: RunnerConfig
     train: Callable[..., TrainResult]
 

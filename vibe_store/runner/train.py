@@ -1,0 +1,66 @@
+"""One training run of any algorithm, from opening its checkpoints to its result."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from vibe_store.interfaces import Checkpointer
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.loop import Callbacks, MetricsWriter, Program, Progress, Trainer, TrainResult
+from vibe_store.runner.resume import best_so_far, opened, restore
+from vibe_store.runner.signals import SignalWatch
+
+__all__ = ["described", "train"]
+
+
+def train(
+    program: Program,
+    runner_config: RunnerConfig,
+    *,
+    checkpointer: Checkpointer | None,
+    metrics: MetricsWriter | None,
+    on_progress: Callable[[Progress], None] | None,
+    on_best: Callable[[int], None] | None,
+) -> TrainResult:
+    """Train a program until ``runner_config.total_timesteps``; see :func:`~vibe_store.runner.train_dqn`."""
+    key = jax.random.key(runner_config.seed)
+    with SignalWatch() as signals, opened(runner_config, checkpointer) as (store, resume_from):
+        if store is None or resume_from is None:
+            carry, best = jax.jit(program.init)(key), float("-inf")
+        else:
+            carry, best = restore(store, resume_from, program, key), best_so_far(store)
+        return Trainer(
+            program,
+            runner_config,
+            carry,
+            checkpointer=store,
+            resumed_from=resume_from,
+            best=best,
+            callbacks=Callbacks(metrics=metrics, on_progress=on_progress, on_best=on_best),
+            signals=signals,
+        ).run()
+
+
+def described(algorithm: str, env: str, config: Any, runner_config: RunnerConfig) -> Mapping[str, Any]:
+    """Return what is stored with each checkpoint of a run.
+
+    Args:
+        algorithm: its name.
+        env: the environment's.
+        config: the algorithm's configuration, a dataclass.
+        runner_config: the settings of the run.
+    """
+    settings = asdict(runner_config)
+    # A checkpoint does not depend on where it is, and a place may have credentials.
+    del settings["checkpoint_dir"]
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "algorithm_config": {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
+        },
+        "runner_config": settings,
+        "run": {"num_envs": runner_config.num_envs, "seed": runner_config.seed},
+    }
