@@ -10,7 +10,7 @@ from jax import Array
 
 from vibe_store.errors import InvalidValueError
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "TwinCritic"]
 
 
 class MLP(eqx.Module):
@@ -31,6 +31,7 @@ class MLP(eqx.Module):
         hidden_sizes: Sequence[int],
         output_size: int,
         activation: Callable[[Array], Array] = jax.nn.relu,
+        gains: tuple[float, float] | None = None,
     ) -> None:
         """Draw the weights, uniformly within ``1 / sqrt(inputs)`` of zero, as Equinox does.
 
@@ -40,15 +41,24 @@ class MLP(eqx.Module):
             hidden_sizes: the width of each hidden layer.
             output_size: the number of outputs.
             activation: what follows each hidden layer.
+            gains: make the weights orthogonal and the biases zero instead, scaled by the first number in the
+                hidden layers and by the second in the last one.
         """
         self.input_shape = tuple(input_shape)
         self.activation = activation
         sizes = (prod(self.input_shape), *hidden_sizes, output_size)
         keys = jax.random.split(key, len(sizes) - 1)
-        self.layers = tuple(
+        layers = [
             eqx.nn.Linear(inputs, outputs, dtype=jnp.float32, key=layer_key)
             for inputs, outputs, layer_key in zip(sizes[:-1], sizes[1:], keys, strict=True)
-        )
+        ]
+        if gains is not None:
+            scales = [gains[0]] * (len(layers) - 1) + [gains[1]]
+            layers = [
+                _orthogonal(layer, scale, layer_key)
+                for layer, scale, layer_key in zip(layers, scales, keys, strict=True)
+            ]
+        self.layers = tuple(layers)
 
     def __call__(self, x: Array) -> Array:
         """Map ``x`` of shape ``(*batch, *input_shape)`` to float32 of shape ``(*batch, output_size)``."""
@@ -66,7 +76,45 @@ class MLP(eqx.Module):
         return _affine(last, x)
 
 
+class TwinCritic(eqx.Module):
+    """Two Q-networks of observations and continuous actions, the smaller value of which is believed."""
+
+    first: MLP
+    second: MLP
+
+    def __init__(
+        self, key: Array, *, obs_shape: Sequence[int], n_actions: int, hidden_sizes: Sequence[int]
+    ) -> None:
+        """Draw the weights of both, as :class:`MLP` does.
+
+        Args:
+            key: a PRNG key.
+            obs_shape: the shape of one observation.
+            n_actions: how many dimensions an action has.
+            hidden_sizes: the width of each hidden layer.
+        """
+        input_shape = (prod(obs_shape) + n_actions,)
+        self.first, self.second = (
+            MLP(each, input_shape=input_shape, hidden_sizes=hidden_sizes, output_size=1)
+            for each in jax.random.split(key)
+        )
+
+    def __call__(self, obs: Array, action: Array) -> Array:
+        """Return both values, float32 of shape ``(2, batch)``, of a batch of observations and actions."""
+        flat = obs.reshape(len(obs), -1).astype(jnp.float32)
+        pairs = jnp.concatenate([flat, action], axis=-1)
+        return jnp.stack([self.first(pairs)[:, 0], self.second(pairs)[:, 0]])
+
+
 def _affine(layer: eqx.nn.Linear, x: Array) -> Array:
     assert layer.bias is not None  # noqa: S101 - every layer above is made with a bias; this tells the type checker
     y: Array = x @ layer.weight.T + layer.bias
     return y
+
+
+def _orthogonal(layer: eqx.nn.Linear, scale: float, key: Array) -> eqx.nn.Linear:
+    weight = jax.nn.initializers.orthogonal(scale)(key, layer.weight.shape, jnp.float32)
+    made: eqx.nn.Linear = eqx.tree_at(
+        lambda linear: (linear.weight, linear.bias), layer, (weight, jnp.zeros(weight.shape[0], jnp.float32))
+    )
+    return made

@@ -27,7 +27,7 @@ from vibe_store.storage.redaction import without_credentials
 __all__ = ["train"]
 
 _SAID_BY_RESTORE = ("runner.num_envs", "runner.seed")
-"""Flags that restoring compares with the checkpoint, as it does the algorithm's: it says itself what changed."""
+"""Flags that restoring compares with the checkpoint, as it does the algorithm's: it says what changed."""
 
 
 def train(argv: Sequence[str]) -> int:

@@ -3,6 +3,16 @@
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.dqn import train_dqn
 from vibe_store.runner.loop import Progress, TrainResult
+from vibe_store.runner.ppo import train_ppo
+from vibe_store.runner.sac import train_sac
 from vibe_store.runner.signals import TrainingInterrupted
 
-__all__ = ["Progress", "RunnerConfig", "TrainResult", "TrainingInterrupted", "train_dqn"]
+__all__ = [
+    "Progress",
+    "RunnerConfig",
+    "TrainResult",
+    "TrainingInterrupted",
+    "train_dqn",
+    "train_ppo",
+    "train_sac",
+]

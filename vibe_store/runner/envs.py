@@ -56,6 +56,10 @@ class VectorEnv:
         self.obs_shape = obs.shape
         self._check_step(key, state)
 
+    def is_discrete(self) -> bool:
+        """Say whether there are finitely many actions."""
+        return hasattr(self.env.action_space(self.params), "n")
+
     def n_discrete_actions(self, algorithm: str) -> int:
         """Return how many actions there are for an algorithm, named as people know it, to choose among.
 
@@ -63,13 +67,34 @@ class VectorEnv:
             InvalidValueError: the actions are not discrete.
         """
         space = self.env.action_space(self.params)
-        if not hasattr(space, "n"):
+        if not self.is_discrete():
             raise InvalidValueError(
                 f"{algorithm} chooses among discrete actions, but the action space of {self.name} is "
                 f"{type(space).__name__} of shape {tuple(space.shape)}. Use an environment with discrete "
                 "actions."
             )
         return int(space.n)
+
+    def action_bounds(self, algorithm: str) -> tuple[Array, Array]:
+        """Return the lowest and the highest action, float32 of shape ``(n_actions,)``, for an algorithm.
+
+        Raises:
+            InvalidValueError: the actions are no vectors of numbers, or have no bounds.
+        """
+        space = self.env.action_space(self.params)
+        if self.is_discrete() or len(space.shape) != 1:
+            raise InvalidValueError(
+                f"{algorithm} needs actions that are vectors of numbers, but the action space of {self.name} "
+                f"is {type(space).__name__} of shape {tuple(space.shape)}. Use an environment with "
+                "continuous actions, or wrap this one."
+            )
+        low, high = (jnp.broadcast_to(jnp.float32(end), space.shape) for end in (space.low, space.high))
+        if not bool(jnp.all(jnp.isfinite(low) & jnp.isfinite(high) & (low < high))):
+            raise InvalidValueError(
+                f"{algorithm} scales its actions to their bounds, but those of {self.name} are {low} to "
+                f"{high}. Wrap the environment so that its action space has finite bounds."
+            )
+        return low, high
 
     def reset(self, key: Array, n: int) -> tuple[Array, PyTree]:
         """Return the observations and states of ``n`` environments at the start of an episode."""

@@ -1,0 +1,84 @@
+"""``train_sac``: SAC on any number of copies of a gymnax environment with continuous actions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vibe_store.algorithms.sac import SAC, SACConfig, SACState
+from vibe_store.interfaces import Checkpointer
+from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.envs import VectorEnv
+from vibe_store.runner.loop import MetricsWriter, Program, Progress, TrainResult
+from vibe_store.runner.off_policy import off_policy_program
+from vibe_store.runner.train import train
+
+__all__ = ["sac_program", "train_sac"]
+
+
+def train_sac(
+    env: Any,
+    env_params: Any,
+    *,
+    sac_config: SACConfig,
+    runner_config: RunnerConfig,
+    checkpointer: Checkpointer | None = None,
+    metrics: MetricsWriter | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_best: Callable[[int], None] | None = None,
+) -> TrainResult:
+    """Train SAC until ``runner_config.total_timesteps``, saving and evaluating on the way.
+
+    A run that was killed and resumed ends in the same bits as one that was not.
+
+    Args:
+        env: a gymnax environment (gymnax 1.0 or newer) with continuous actions.
+        env_params: its parameters.
+        sac_config: the hyperparameters.
+        runner_config: the length of the run, its checkpoints, evaluations and seed.
+        checkpointer: where to save, instead of one that is opened on ``runner_config.checkpoint_dir``; it is
+            left open.
+        metrics: gets a line of metrics every ``log_interval`` steps and at each evaluation.
+        on_progress: is called about twice a second.
+        on_best: is called with the step of each checkpoint whose evaluation is the best so far.
+
+    Raises:
+        InvalidValueError: the environment or a setting cannot be used, or the checkpoint to resume from is of
+            another environment.
+        CheckpointsExistError: there are checkpoints, and neither ``resume`` nor ``overwrite`` is set.
+        TemplateMismatchError: the checkpoint to resume from is of another network or number of environments.
+        TrainingInterrupted: Ctrl-C or SIGTERM came; the run is saved, and can be resumed.
+    """
+    program = sac_program(env, env_params, sac_config=sac_config, runner_config=runner_config)
+    return train(
+        program,
+        runner_config,
+        checkpointer=checkpointer,
+        metrics=metrics,
+        on_progress=on_progress,
+        on_best=on_best,
+    )
+
+
+def sac_program(env: Any, env_params: Any, *, sac_config: SACConfig, runner_config: RunnerConfig) -> Program:
+    """Return SAC on this environment as the functions that the training loop calls."""
+    envs = VectorEnv(env, env_params)
+    low, high = envs.action_bounds("SAC")
+
+    def init(key: Array) -> SACState:
+        state = SAC.init(key, envs.obs_shape, len(low), config=sac_config)
+        return SAC.bounded(state, low, high)
+
+    return off_policy_program(
+        "sac",
+        SAC,
+        envs,
+        sac_config,
+        runner_config,
+        init=init,
+        action=jax.ShapeDtypeStruct(low.shape, jnp.float32),
+        learning=("critic_loss", "actor_loss", "q_mean", "entropy", "temperature"),
+        report=lambda _state: {},
+    )
