@@ -26,9 +26,7 @@ def main() -> None:
     for seed in range(args.seeds):
         # How often and on how many episodes a run is evaluated changes nothing of what it learns.
         config = replace(preset.runner, seed=seed, eval_episodes=EVAL_EPISODES)
-        result = preset.train(
-            env, env_params, runner_config=config, **{f"{preset.algorithm}_config": preset.config}
-        )
+        result = preset.train(env, env_params, preset.config, config)
         evaluations = [line["eval_return"] for line in result.history if "eval_return" in line]
         returns.append(evaluations[-1])
         print(

@@ -10,13 +10,13 @@ import sys
 
 from vibe_store import MetricsLogger, initialize_checkpoint_dir
 from vibe_store.cli.arguments import plan_training
-from vibe_store.runner import Progress, train_dqn
+from vibe_store.runner import Progress
 from vibe_store.runner.presets import get_preset
 
 
 def main() -> None:
     # The flags come on top of the preset or, with `--runner.resume true`, of the run that goes on. What comes
-    # out are the two configurations, DQNConfig and RunnerConfig, and the run's folder.
+    # out are the two configurations (DQNConfig, say, and RunnerConfig) and the run's folder.
     preset = get_preset(sys.argv[1] if len(sys.argv) > 1 else "cartpole_dqn")
     plan = plan_training(preset, sys.argv[2:], prog=f"train.py {preset.name}")
     env, env_params = preset.make_env()
@@ -33,7 +33,7 @@ def main() -> None:
         best_mode="max",
     )
     step = checkpointer.latest_step() if resuming else 0
-    plan.run.save_config(plan.config)
+    plan.run.save_config(plan.stored)
     print(f"run {plan.run.path}, from step {step:,}")
 
     def show(progress: Progress) -> None:
@@ -42,11 +42,11 @@ def main() -> None:
     # The lines that the run had logged past its newest checkpoint go, since it will log them again.
     with checkpointer, MetricsLogger(plan.run.log_path(), resume_step=step) as metrics:
         # Ctrl-C and SIGTERM save what was trained, and end the script with TrainingInterrupted, a SystemExit.
-        result = train_dqn(
+        result = preset.train(
             env,
             env_params,
-            dqn_config=plan.dqn,
-            runner_config=plan.runner,
+            plan.config,
+            plan.runner,
             checkpointer=checkpointer,
             metrics=metrics,
             on_progress=show,

@@ -26,7 +26,7 @@ from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["train"]
 
-_SAID_BY_RESTORE = ("runner.num_envs", "runner.seed")
+_SAID_BY_RESTORE = ("runner.num_envs", "runner.num_seeds", "runner.seed")
 """Flags that restoring compares with the checkpoint, as it does the algorithm's: it says what changed."""
 
 
@@ -82,8 +82,8 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
             return plan.preset.train(
                 env,
                 env_params,
-                **{f"{plan.preset.algorithm}_config": plan.config},
-                runner_config=plan.runner,
+                plan.config,
+                plan.runner,
                 checkpointer=checkpointer,
                 metrics=metrics,
                 on_progress=_remembering(plan, display) if plan.existing else display,

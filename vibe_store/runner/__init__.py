@@ -5,6 +5,7 @@ from vibe_store.runner.dqn import train_dqn
 from vibe_store.runner.loop import Progress, TrainResult
 from vibe_store.runner.ppo import train_ppo
 from vibe_store.runner.sac import train_sac
+from vibe_store.runner.seeds import select_seed
 from vibe_store.runner.signals import TrainingInterrupted
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "RunnerConfig",
     "TrainResult",
     "TrainingInterrupted",
+    "select_seed",
     "train_dqn",
     "train_ppo",
     "train_sac",

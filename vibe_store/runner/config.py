@@ -19,6 +19,8 @@ class RunnerConfig:
     """Environments that are stepped together."""
     seed: int = 0
     """Seed of everything random in the run."""
+    num_seeds: int = 1
+    """Runs that are trained at once, on the seeds from seed on; steps and episodes are those of each."""
     checkpoint_dir: str | None = None
     """Where checkpoints are stored; None saves none."""
     checkpoint_interval: int = 5_000
@@ -48,6 +50,7 @@ class RunnerConfig:
         for name in (
             "total_timesteps",
             "num_envs",
+            "num_seeds",
             "checkpoint_interval",
             "max_checkpoints",
             "eval_episodes",

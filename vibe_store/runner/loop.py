@@ -49,7 +49,7 @@ class Program:
         init: a carry from a PRNG key.
         step: the carry after ``stride`` more environment steps.
         report: scalars by name to log, from a carry. Their names are what ``metrics`` will hold.
-        evaluate: greedy episodes of a state, drawn from a PRNG key.
+        evaluate: greedy episodes of a state, drawn from the run's PRNG key and the step.
         metadata: what is stored with each checkpoint: ``algorithm``, ``env`` and the configurations, as JSON.
     """
 
@@ -57,7 +57,7 @@ class Program:
     init: Callable[[Array], Carry]
     step: Callable[[Carry], Carry]
     report: Callable[[Carry], dict[str, Array]]
-    evaluate: Callable[[PyTree, Array], Evaluation]
+    evaluate: Callable[[PyTree, Array, Array], Evaluation]
     metadata: Mapping[str, Any]
 
 
@@ -116,7 +116,7 @@ class TrainResult:
     runner: PyTree
     step: int
     resumed_from: int | None
-    history: tuple[Mapping[str, float], ...]
+    history: tuple[Mapping[str, Any], ...]
     eval_return: float | None
     checkpoint_dir: str | None
     saved_steps: tuple[int, ...]
@@ -147,6 +147,7 @@ class Trainer:
         program: the algorithm.
         config: the settings.
         carry: where to begin, at a multiple of ``program.stride``; its arrays are donated.
+        key: the run's PRNG key.
         checkpointer: where to save; None saves nothing.
         resumed_from: the step that the carry was restored at.
         best: the best evaluation among the checkpoints that exist.
@@ -159,6 +160,7 @@ class Trainer:
         program: Program,
         config: RunnerConfig,
         carry: Carry,
+        key: Array,
         *,
         checkpointer: Checkpointer | None,
         resumed_from: int | None,
@@ -169,6 +171,7 @@ class Trainer:
         self._program = program
         self._config = config
         self._carry = carry
+        self._key = key
         self._checkpointer = checkpointer
         self._resumed_from = resumed_from
         self._best = best
@@ -178,7 +181,7 @@ class Trainer:
         self._end = first_multiple(config.total_timesteps, program.stride)
         self._saved_step = resumed_from
         self._saved_steps: list[int] = []
-        self._history: list[Mapping[str, float]] = []
+        self._history: list[Mapping[str, Any]] = []
         self._eval_return: float | None = None
         self._chunk = _FIRST_CHUNK
         self._speed = 0.0
@@ -240,12 +243,12 @@ class Trainer:
         points = [next_point(self._step, interval, self._program.stride) for interval in intervals]
         return min(self._end, *points)
 
-    def _advance(self, advance: Callable[..., tuple[Carry, dict[str, Array]]]) -> Mapping[str, float]:
+    def _advance(self, advance: Callable[..., tuple[Carry, dict[str, Array]]]) -> Mapping[str, Any]:
         """Run one chunk, and size the next by how long it took."""
         n_steps = min(self._chunk, (self._next_stop() - self._step) // self._program.stride)
         started = time.perf_counter()
         self._carry, scalars = advance(self._carry, np.int32(n_steps))
-        report = {name: value.item() for name, value in jax.device_get(scalars).items()}
+        report = _summary(jax.device_get(scalars))
         seconds = time.perf_counter() - started
         self._step += n_steps * self._program.stride
         self._speed = n_steps * self._program.stride / seconds
@@ -253,23 +256,25 @@ class Trainer:
         self._chunk = max(1, min(int(n_steps * _CHUNK_SECS / seconds), 2 * self._chunk))
         return report
 
-    def _evaluate(self, evaluate: Callable[[PyTree, Array], Evaluation]) -> Mapping[str, float] | None:
+    def _evaluate(self, evaluate: Callable[..., Evaluation]) -> Mapping[str, Any] | None:
         interval = self._config.eval_interval
         if interval is None or not (
             self._step == self._end or due(self._step, interval, self._program.stride)
         ):
             return None
-        key = jax.random.fold_in(jax.random.key(self._config.seed), self._step)
-        returns, lengths = jax.device_get(evaluate(self._carry.state, key))
+        returns, lengths = jax.device_get(evaluate(self._carry.state, self._key, np.int32(self._step)))
         self._eval_return = float(np.mean(returns))
-        return {
+        line: dict[str, Any] = {
             "eval_return": self._eval_return,
             "eval_return_std": float(np.std(returns)),
             "eval_length": float(np.mean(lengths)),
         }
+        if returns.ndim > 1:
+            line["eval_return_by_seed"] = np.mean(returns, axis=-1).tolist()
+        return line
 
-    def _write_metrics(self, report: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
-        line: dict[str, float] = {"step": self._step}
+    def _write_metrics(self, report: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
+        line: dict[str, Any] = {"step": self._step}
         if self._step == self._end or due(self._step, self._config.log_interval, self._program.stride):
             line |= {**report, "steps_per_second": self._speed}
         line |= evaluation or {}
@@ -281,7 +286,7 @@ class Trainer:
                 except OSError as error:
                     warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
 
-    def _save(self, evaluation: Mapping[str, float] | None) -> None:
+    def _save(self, evaluation: Mapping[str, Any] | None) -> None:
         """Save this step, if it is not saved yet; the interval is decided here, not by the checkpointer."""
         if self._checkpointer is None or self._saved_step == self._step:
             return
@@ -319,7 +324,7 @@ class Trainer:
         self._saved_step = self._step
         self._saved_steps.append(self._step)
 
-    def _tell(self, report: Mapping[str, float]) -> None:
+    def _tell(self, report: Mapping[str, Any]) -> None:
         if self._callbacks.on_progress is None:
             return
         committed = None if self._checkpointer is None else self._checkpointer.last_committed
@@ -381,3 +386,15 @@ class Trainer:
         if thread.is_alive():
             return f"that took longer than preemption_deadline_secs={deadline:g}.", True
         return (str(failures[0]) if failures else None), False
+
+
+def _summary(scalars: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return numbers by name: of many seeds the means of those that are known, and each one's return."""
+    if scalars["return"].ndim == 0:
+        return {name: value.item() for name, value in scalars.items()}
+    line: dict[str, Any] = {}
+    for name, values in scalars.items():
+        known = values[np.isfinite(values)]
+        line[name] = float(np.mean(known)) if known.size else float("nan")
+    line["return_by_seed"] = scalars["return"].tolist()
+    return line

@@ -13,6 +13,7 @@ from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
 from vibe_store.runner.loop import Carry, Program
+from vibe_store.runner.seeds import alike
 from vibe_store.runner.train import described
 
 __all__ = ["Learner", "OffPolicyRunnerState", "off_policy_program"]
@@ -76,7 +77,7 @@ def off_policy_program(
         learning: the names of the metrics of an update.
         report: further scalars to log, from a state.
     """
-    n_envs = runner_config.num_envs
+    n_envs, same = runner_config.num_envs, alike(runner_config.num_seeds)
 
     def init_all(key: Array) -> Carry:
         agent_key, reset_key, key = jax.random.split(key, 3)
@@ -102,13 +103,12 @@ def off_policy_program(
     def step(carry: Carry) -> Carry:
         runner: OffPolicyRunnerState = carry.runner
         key, env_key, batch_key = jax.random.split(runner.key, 3)
-        before = carry.state.step
+        before = same(carry.state.step)
         chosen, state = learner.act(carry.state, runner.obs, config=config, explore=True)
         result = envs.step(env_key, runner.env_state, chosen)
-        replay = runner.replay.add(
-            Transition(runner.obs, chosen, result.reward, result.next_obs, result.terminated)
-        )
-        n_updates = _updates_due(before, state.step, config)
+        ring = runner.replay._replace(row=same(runner.replay.row), filled=same(runner.replay.filled))
+        replay = ring.add(Transition(runner.obs, chosen, result.reward, result.next_obs, result.terminated))
+        n_updates = _updates_due(before, same(state.step), config)
 
         def update(i: Array, learned: tuple[Any, dict[str, Array]]) -> tuple[Any, dict[str, Array]]:
             batch = replay.sample(jax.random.fold_in(batch_key, i), config.batch_size)
@@ -134,11 +134,11 @@ def off_policy_program(
             "updates": carry.state.updates,
         }
 
-    def evaluate_state(state: Any, key: Array) -> Evaluation:
+    def evaluate_state(state: Any, key: Array, step: Array) -> Evaluation:
         def act(obs: Array) -> Array:
             return learner.act(state, obs, config=config, explore=False)[0]
 
-        return evaluate(envs, act, key, episodes=runner_config.eval_episodes)
+        return evaluate(envs, act, jax.random.fold_in(key, step), episodes=runner_config.eval_episodes)
 
     return Program(
         stride=n_envs,

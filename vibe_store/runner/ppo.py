@@ -152,11 +152,11 @@ def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_conf
         runner: PPORunnerState = carry.runner
         return {**runner.episodes.report(), **runner.learning, "updates": carry.state.updates}
 
-    def evaluate_state(state: PPOState, key: Array) -> Evaluation:
+    def evaluate_state(state: PPOState, key: Array, step: Array) -> Evaluation:
         def greedy(obs: Array) -> Array:
             return PPO.act(state, obs, config=ppo_config, explore=False)[0]
 
-        return evaluate(envs, greedy, key, episodes=runner_config.eval_episodes)
+        return evaluate(envs, greedy, jax.random.fold_in(key, step), episodes=runner_config.eval_episodes)
 
     return Program(
         stride=stride,

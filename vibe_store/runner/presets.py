@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from vibe_store.algorithms.dqn import DQNConfig
+from vibe_store.algorithms.ppo import PPOConfig
+from vibe_store.algorithms.sac import SACConfig
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.dqn import train_dqn
 from vibe_store.runner.loop import TrainResult
+from vibe_store.runner.ppo import train_ppo
+from vibe_store.runner.sac import train_sac
 
 __all__ = ["Preset", "get_preset", "preset_names"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A run that is ready to start: ``preset.train(*preset.make_env(), dqn_config=..., runner_config=...)``.
+    """A run that is ready to start: ``preset.train(*preset.make_env(), preset.config, preset.runner)``.
 
     Attributes:
         name: what ``vibe-store train`` is given.
@@ -23,7 +27,7 @@ class Preset:
         env_id: gymnax's name of the environment.
         config: the hyperparameters, of the algorithm's own class.
         runner: the settings of the run.
-        train: the function that runs it.
+        trainer: the function that runs it, :func:`~vibe_store.runner.train_dqn` say.
     """
 
     name: str
@@ -31,7 +35,14 @@ class Preset:
     env_id: str
     config: Any
     runner: RunnerConfig
-    train: Callable[..., TrainResult]
+    trainer: Callable[..., TrainResult]
+
+    def train(
+        self, env: Any, env_params: Any, config: Any, runner_config: RunnerConfig, **others: Any
+    ) -> TrainResult:
+        """Train with these settings; ``others`` are further keyword arguments of :attr:`trainer`."""
+        settings = {f"{self.algorithm}_config": config, "runner_config": runner_config}
+        return self.trainer(env, env_params, **settings, **others)
 
     def make_env(self) -> tuple[Any, Any]:
         """Return the environment and its parameters.
@@ -76,7 +87,31 @@ _PRESETS = {
             env_id="CartPole-v1",
             config=DQNConfig(train_interval=4, target_update_interval=50),
             runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
-            train=train_dqn,
+            trainer=train_dqn,
+        ),
+        Preset(
+            name="cartpole_ppo",
+            algorithm="ppo",
+            env_id="CartPole-v1",
+            config=PPOConfig(learning_rate=2.5e-3),
+            runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
+            trainer=train_ppo,
+        ),
+        Preset(
+            name="pendulum_sac",
+            algorithm="sac",
+            env_id="Pendulum-v1",
+            config=SACConfig(
+                hidden_sizes=(64, 64),
+                actor_learning_rate=1e-3,
+                tau=0.01,
+                buffer_size=10_000,
+                learning_starts=500,
+            ),
+            runner=RunnerConfig(
+                total_timesteps=10_000, num_envs=1, checkpoint_interval=1_000, eval_interval=1_000
+            ),
+            trainer=train_sac,
         ),
     )
 }

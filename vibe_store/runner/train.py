@@ -10,6 +10,7 @@ from vibe_store.interfaces import Checkpointer
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.loop import Callbacks, MetricsWriter, Program, Progress, Trainer, TrainResult
 from vibe_store.runner.resume import best_so_far, opened, restore
+from vibe_store.runner.seeds import of_seeds, run_keys
 from vibe_store.runner.signals import SignalWatch
 
 __all__ = ["described", "train"]
@@ -25,7 +26,8 @@ def train(
     on_best: Callable[[int], None] | None,
 ) -> TrainResult:
     """Train a program until ``runner_config.total_timesteps``; see :func:`~vibe_store.runner.train_dqn`."""
-    key = jax.random.key(runner_config.seed)
+    program = of_seeds(program, runner_config.num_seeds)
+    key = run_keys(runner_config.seed, runner_config.num_seeds)
     with SignalWatch() as signals, opened(runner_config, checkpointer) as (store, resume_from):
         if store is None or resume_from is None:
             carry, best = jax.jit(program.init)(key), float("-inf")
@@ -35,6 +37,7 @@ def train(
             program,
             runner_config,
             carry,
+            key,
             checkpointer=store,
             resumed_from=resume_from,
             best=best,
@@ -62,5 +65,5 @@ def described(algorithm: str, env: str, config: Any, runner_config: RunnerConfig
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
         },
         "runner_config": settings,
-        "run": {"num_envs": runner_config.num_envs, "seed": runner_config.seed},
+        "run": {name: settings[name] for name in ("num_envs", "num_seeds", "seed")},
     }
