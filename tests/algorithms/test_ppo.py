@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vibe_store.algorithms.networks import MLP
 from vibe_store.algorithms.ppo import PPO, PPOConfig, PPOState, Rollout
+from vibe_store.algorithms.running_stats import RunningStats
 from vibe_store.errors import InvalidValueError
 
 CONFIG = PPOConfig(hidden_sizes=(5,), gamma=0.9, gae_lambda=0.8, n_epochs=1, n_minibatches=1)
@@ -140,6 +141,29 @@ def test_each_step_of_a_rollout_is_learnt_from_once_in_an_epoch() -> None:
     _, parts = PPO.update(state, rollout, config=replace(still, n_epochs=2, n_minibatches=5))
     for name, value in whole.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_scaled_observations_are_what_the_networks_see_and_are_known_from_earlier_rounds_only() -> None:
+    config = replace(CONFIG, normalize_observations=True)
+    plain = a_state()
+    stats = RunningStats.create((3,)).update(jnp.asarray([[0.0, 0, 0], [2, 4, 8]]))
+    state = plain._replace(obs_stats=stats)
+    rollout = a_rollout(3, plain)
+    scaled = rollout._replace(obs=stats.normalize(rollout.obs), next_obs=stats.normalize(rollout.next_obs))
+
+    after, metrics = PPO.update(state, rollout, config=config)
+    expected_after, expected = PPO.update(plain, scaled, config=CONFIG)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-4
+    )
+    np.testing.assert_allclose(after.params.actor.layers[0].bias, expected_after.params.actor.layers[0].bias)
+    assert after.obs_stats is not None
+    assert int(after.obs_stats.count) == 2 + T * N
+    obs = rollout.obs[0]
+    for explore in (True, False):
+        action, _ = PPO.act(state, obs, config=config, explore=explore)
+        same, _ = PPO.act(plain, stats.normalize(obs), config=CONFIG, explore=explore)
+        np.testing.assert_array_equal(action, same)
 
 
 def test_updates_count_the_gradient_steps_and_the_key_moves_on() -> None:

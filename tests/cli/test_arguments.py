@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
 from vibe_store.runner import RunnerConfig
-from vibe_store.runner.presets import get_preset
+from vibe_store.runner.presets import Preset, get_preset
 
 PRESET = get_preset("cartpole_dqn")
 
@@ -23,13 +22,13 @@ def plan(base: Path, *flags: str) -> TrainPlan:
 def begun(base: Path, *flags: str) -> TrainPlan:
     """A run that was begun with these flags, as training would have stored it."""
     began = plan(base, *flags)
-    began.run.save_config(began.config)
+    began.run.save_config(began.stored)
     return began
 
 
 def test_without_flags_a_run_has_the_settings_of_the_preset(tmp_path: Path) -> None:
     planned = plan(tmp_path)
-    assert planned.dqn == PRESET.config
+    assert planned.config == PRESET.config
     assert planned.runner == dataclasses.replace(
         PRESET.runner, checkpoint_dir=str(planned.run.path / "checkpoints")
     )
@@ -42,7 +41,7 @@ def test_without_flags_a_run_has_the_settings_of_the_preset(tmp_path: Path) -> N
 def test_booleans_take_a_word_in_any_case(tmp_path: Path, word: str) -> None:
     planned = plan(tmp_path, "--runner.resume", word, "--dqn.double", "false")
     assert planned.runner.resume is True
-    assert planned.dqn.double is False
+    assert planned.config.double is False
 
 
 @pytest.mark.parametrize(
@@ -66,12 +65,13 @@ def test_flags_that_cannot_be_used_end_with_2_and_say_why(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_field_is_a_flag_with_its_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("preset", map(get_preset, ("cartpole_dqn", "cartpole_ppo", "pendulum_sac")))
+def test_every_field_is_a_flag_with_its_help(preset: Preset, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        plan(tmp_path, "--help")
+        plan_training(preset, ["--help"], prog="vibe-store train")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for group, config in (("dqn", DQNConfig), ("runner", RunnerConfig)):
+    for group, config in ((preset.algorithm, type(preset.config)), ("runner", RunnerConfig)):
         for field in dataclasses.fields(config):
             assert f"--{group}.{field.name.replace('_', '-')} " in text
     words = " ".join(text.replace("│", " ").split())
@@ -91,7 +91,7 @@ def test_a_resumed_run_has_the_settings_it_was_begun_with(tmp_path: Path) -> Non
     first = begun(tmp_path, "--dqn.learning-rate", "1e-3", "--dqn.hidden-sizes", "8", "16")
     again = plan(tmp_path, "--runner.resume", "true")
     assert again.run.path == first.run.path
-    assert again.dqn == first.dqn
+    assert again.config == first.config
     assert again.runner == dataclasses.replace(first.runner, resume=True)
     assert (again.existing, again.changes) == (True, {})
 
@@ -99,10 +99,10 @@ def test_a_resumed_run_has_the_settings_it_was_begun_with(tmp_path: Path) -> Non
 def test_flags_come_on_top_of_the_settings_of_a_resumed_run_and_are_named(tmp_path: Path) -> None:
     begun(tmp_path, "--dqn.learning-rate", "1e-3", "--runner.total-timesteps", "500")
     again = plan(tmp_path, "--runner.resume", "true", "--runner.total-timesteps", "900")
-    assert again.dqn.learning_rate == 1e-3
+    assert again.config.learning_rate == 1e-3
     assert again.runner.total_timesteps == 900
     assert again.changes == {"runner.total_timesteps": "runner.total_timesteps is 900 (was 500)"}
-    assert again.config["runner"]["total_timesteps"] == 900
+    assert again.stored["runner"]["total_timesteps"] == 900
 
 
 def test_the_newest_run_of_the_preset_goes_on(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_run_can_be_named(tmp_path: Path) -> None:
     begun(tmp_path)
     again = plan(tmp_path, "--runner.resume", "true", "--run-id", older.run.run_id)
     assert again.run.path == older.run.path
-    assert again.config["created"] == older.config["created"]
+    assert again.stored["created"] == older.stored["created"]
 
 
 def test_with_nothing_to_resume_a_new_run_begins(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_a_run_that_is_overwritten_has_the_settings_of_the_preset(tmp_path: Path
     first = begun(tmp_path, "--run-id", "mine", "--dqn.learning-rate", "1e-3")
     again = plan(tmp_path, "--run-id", "mine", "--runner.overwrite", "true")
     assert again.existing
-    assert again.dqn == PRESET.config
-    assert again.config["created"] > first.config["created"]
+    assert again.config == PRESET.config
+    assert again.stored["created"] > first.stored["created"]
 
 
 def test_a_run_of_another_preset_is_refused(tmp_path: Path) -> None:
@@ -197,17 +197,17 @@ def test_stored_settings_that_cannot_be_used_are_refused_with_their_place(
     tmp_path: Path, change: dict[str, Any], complaint: str
 ) -> None:
     first = begun(tmp_path, "--run-id", "mine")
-    first.run.config_path.write_text(json.dumps({**first.config, **change}))
+    first.run.config_path.write_text(json.dumps({**first.stored, **change}))
     with pytest.raises(InvalidValueError, match=complaint):
         plan(tmp_path, "--run-id", "mine", "--runner.resume", "true")
 
 
 def test_a_stored_setting_of_another_version_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     first = begun(tmp_path)
-    first.run.config_path.write_text(json.dumps({**first.config, "dqn": {"gamma": 0.5, "dueling": True}}))
+    first.run.config_path.write_text(json.dumps({**first.stored, "dqn": {"gamma": 0.5, "dueling": True}}))
     with pytest.warns(VibeStoreWarning, match=r"passed over: dqn\.dueling"):
         again = plan(tmp_path, "--runner.resume", "true")
-    assert again.dqn == dataclasses.replace(PRESET.config, gamma=0.5)
+    assert again.config == dataclasses.replace(PRESET.config, gamma=0.5)
 
 
 def test_a_broken_config_of_another_run_hinders_nobody(tmp_path: Path) -> None:

@@ -375,3 +375,19 @@ def test_every_leaf_of_a_run_is_strongly_typed(straight: tuple[TrainResult, Any]
     for leaf in jax.tree.leaves((straight[0].state, straight[0].runner)):
         assert isinstance(leaf, jax.Array)
         assert jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not leaf.weak_type
+
+
+def test_a_run_stops_at_the_first_evaluation_that_reaches_the_target(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, memory: Any, straight: tuple[TrainResult, Any]
+) -> None:
+    returns = {line["step"]: line["eval_return"] for line in straight[0].history if "eval_return" in line}
+    first = returns[160]
+    result = train(cartpole, small, checkpointer=memory, target_return=first)
+    assert result.step == 160
+    assert result.eval_return == first
+    assert memory.all_steps() == [112, 160]
+    assert memory.info(160).metrics == {"eval_return": first}
+    again = train(cartpole, small, checkpointer=memory, target_return=first, resume=True)
+    assert (again.step, again.history) == (160, ())
+    further = train(cartpole, small, checkpointer=memory, target_return=1e9, resume=True)
+    assert same_bits(further, straight[0])

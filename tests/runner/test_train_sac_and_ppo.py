@@ -1,6 +1,7 @@
 """What runs of SAC and PPO do, save and resume to; test_train_dqn.py holds what no algorithm changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,10 +55,15 @@ def trainers(pendulum: tuple[Any, Any], cartpole: tuple[Any, Any]) -> dict[str, 
         "sac": trainer(train_sac, pendulum, sac_config=SAC_CONFIG),
         "ppo": trainer(train_ppo, cartpole, ppo_config=PPO_CONFIG),
         "ppo continuous": trainer(train_ppo, pendulum, ppo_config=PPO_CONFIG),
+        "ppo normalized": trainer(
+            train_ppo,
+            pendulum,
+            ppo_config=replace(PPO_CONFIG, normalize_observations=True, normalize_rewards=True),
+        ),
     }
 
 
-@pytest.fixture(scope="module", params=["sac", "ppo", "ppo continuous"])
+@pytest.fixture(scope="module", params=["sac", "ppo", "ppo continuous", "ppo normalized"])
 def run(request: pytest.FixtureRequest, trainers: dict[str, Any]) -> Any:
     return trainers[request.param]
 
@@ -107,6 +113,12 @@ def test_every_leaf_of_a_run_is_strongly_typed(straight: tuple[TrainResult, Any]
     for leaf in jax.tree.leaves((straight[0].state, straight[0].runner)):
         assert isinstance(leaf, jax.Array)
         assert jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not leaf.weak_type
+
+
+def test_what_is_known_of_observations_and_rewards_grows_with_each_round(trainers: dict[str, Any]) -> None:
+    result = trainers["ppo normalized"](total_timesteps=80)
+    assert int(result.state.obs_stats.count) == int(result.runner.rewards.stats.count) == 80
+    assert float(jnp.max(result.state.obs_stats.variance)) > 1
 
 
 def test_a_round_of_ppo_is_never_cut(trainers: dict[str, Any], memory: Any) -> None:

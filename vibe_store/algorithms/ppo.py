@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from vibe_store.algorithms.networks import MLP
+from vibe_store.algorithms.running_stats import RunningStats
 from vibe_store.algorithms.settings import check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
@@ -53,6 +54,10 @@ class PPOConfig:
     """What the critic's loss counts for."""
     max_grad_norm: float | None = 0.5
     """Norm to which gradients are clipped; None leaves them alone."""
+    normalize_observations: bool = False
+    """Scale observations to mean 0 and standard deviation 1, as far as they are known from earlier rounds."""
+    normalize_rewards: bool = False
+    """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
@@ -92,6 +97,7 @@ class PPOState(NamedTuple):
     Attributes:
         params: the networks.
         opt_state: the state of the optimiser.
+        obs_stats: of the observations, which are scaled by them; None unless ``normalize_observations``.
         action_scale: half of what each continuous action can span, float32 of shape ``(n_actions,)``; None
             where actions are discrete.
         action_bias: the middle of it, or None.
@@ -102,6 +108,7 @@ class PPOState(NamedTuple):
 
     params: ActorCritic
     opt_state: optax.OptState
+    obs_stats: RunningStats | None
     action_scale: Array | None
     action_bias: Array | None
     step: Array
@@ -183,6 +190,7 @@ class PPO:
         return PPOState(
             params=params,
             opt_state=_optimizer(config).init(eqx.filter(params, eqx.is_array)),
+            obs_stats=RunningStats.create(obs_shape) if config.normalize_observations else None,
             action_scale=jnp.ones(n_actions, jnp.float32) if continuous else None,
             action_bias=None if zeros is None else jnp.copy(zeros),
             step=jnp.zeros((), jnp.int32),
@@ -224,7 +232,7 @@ class PPO:
         if explore:
             choice, _, state = PPO.draw(state, obs, config=config)
         else:
-            output = state.params.actor(obs)
+            output = state.params.actor(_seen(state, obs))
             choice = output if state.params.log_std is not None else jnp.argmax(output, -1).astype(jnp.int32)
         return PPO.action_of(state, choice), state
 
@@ -243,7 +251,7 @@ class PPO:
         """
         del config  # the networks hold all that is needed
         key, draw_key = jax.random.split(state.key)
-        output, log_std = state.params.actor(obs), state.params.log_std
+        output, log_std = state.params.actor(_seen(state, obs)), state.params.log_std
         if log_std is None:
             choice = jax.random.categorical(draw_key, output).astype(jnp.int32)
         else:
@@ -287,7 +295,8 @@ class PPO:
                 "that rollout_length and the number of environments give."
             )
         value, advantage = PPO.advantages(state, rollout, config=config)
-        steps = _Lesson(rollout.obs, rollout.choice, rollout.log_density, value, advantage, advantage + value)
+        seen, target = _seen(state, rollout.obs), advantage + value
+        steps = _Lesson(seen, rollout.choice, rollout.log_density, value, advantage, target)
         lesson = jax.tree.map(lambda leaf: leaf.reshape(n_steps, *leaf.shape[2:]), steps)
         rate = _learning_rate(state.step, config)
         key, shuffle_key = jax.random.split(state.key)
@@ -309,6 +318,8 @@ class PPO:
         state = state._replace(
             params=params,
             opt_state=opt_state,
+            # Only now: within a round, the policy that learns sees what the one that acted saw.
+            obs_stats=None if state.obs_stats is None else state.obs_stats.update(rollout.obs),
             updates=state.updates + config.n_epochs * config.n_minibatches,
             key=key,
         )
@@ -323,7 +334,9 @@ class PPO:
         ended (equation 16 of the second paper). A time limit is no natural end: what would have followed
         counts by its value.
         """
-        value, next_value = (state.params.critic(obs)[..., 0] for obs in (rollout.obs, rollout.next_obs))
+        value, next_value = (
+            state.params.critic(_seen(state, obs))[..., 0] for obs in (rollout.obs, rollout.next_obs)
+        )
         goes_on = jnp.logical_not(rollout.terminated)
         delta = rollout.reward + config.gamma * goes_on * next_value - value
         carried = config.gamma * config.gae_lambda * jnp.logical_not(rollout.done)
@@ -334,6 +347,11 @@ class PPO:
 
         _, advantage = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, carried), reverse=True)
         return value, advantage
+
+
+def _seen(state: PPOState, obs: Array) -> Array:
+    """Return observations as the networks see them."""
+    return obs if state.obs_stats is None else state.obs_stats.normalize(obs)
 
 
 def _loss(params: ActorCritic, part: _Lesson, config: PPOConfig) -> tuple[Array, dict[str, Array]]:

@@ -37,6 +37,8 @@ class RunnerConfig:
     """Steps between two evaluations; None never evaluates."""
     eval_episodes: int = 20
     """Greedy episodes in each evaluation."""
+    target_return: float | None = None
+    """Stop at the first evaluation whose mean return is this or more; None trains to the end."""
     log_interval: int = 1_000
     """Steps between two lines of metrics."""
     preemption_deadline_secs: float = 25.0
@@ -65,6 +67,15 @@ class RunnerConfig:
             raise InvalidValueError(
                 f"total_timesteps={self.total_timesteps} cannot be used: steps are counted in 32 bits, "
                 f"up to {2**31 - 1:,}."
+            )
+        if self.target_return is not None and not isfinite(self.target_return):
+            raise InvalidValueError(
+                f"target_return={self.target_return!r} cannot be used: it must be a number, or None."
+            )
+        if self.target_return is not None and self.eval_interval is None:
+            raise InvalidValueError(
+                f"target_return={self.target_return!r} cannot be reached with eval_interval=None: set an "
+                "interval, or no target."
             )
         if not (isfinite(self.preemption_deadline_secs) and self.preemption_deadline_secs > 0):
             raise InvalidValueError(

@@ -179,6 +179,8 @@ class Trainer:
         self._signals = signals
         self._step = resumed_from or 0
         self._end = first_multiple(config.total_timesteps, program.stride)
+        if self._reaches_target(best):
+            self._end = min(self._end, self._step)
         self._saved_step = resumed_from
         self._saved_steps: list[int] = []
         self._history: list[Mapping[str, Any]] = []
@@ -202,6 +204,8 @@ class Trainer:
         while self._step < self._end and self._signals.received is None:
             report = self._advance(advance)
             evaluation = self._evaluate(evaluate)
+            if evaluation is not None and self._reaches_target(evaluation["eval_return"]):
+                self._end = self._step
             self._write_metrics(report, evaluation)
             if self._step == self._end or due(
                 self._step, self._config.checkpoint_interval, self._program.stride
@@ -225,6 +229,10 @@ class Trainer:
             train_seconds=time.perf_counter() - started - compile_seconds,
             blocked_seconds=self._blocked,
         )
+
+    def _reaches_target(self, eval_return: float) -> bool:
+        target = self._config.target_return
+        return target is not None and eval_return >= target
 
     def _compile(self) -> Callable[[Carry, Array], tuple[Carry, dict[str, Array]]]:
         """Compile the one program that every chunk runs, whatever its length; it cannot compile again."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vibe_store.algorithms.ppo import PPO, PPOConfig, PPOState, Rollout
+from vibe_store.algorithms.running_stats import RunningStats
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
@@ -22,6 +23,40 @@ __all__ = ["PPORunnerState", "ppo_program", "train_ppo"]
 _LEARNING = ("policy_loss", "value_loss", "entropy", "clipped", "kl")
 
 
+class DiscountedRewards(NamedTuple):
+    """The discounted sum of rewards so far in each environment, and what is known of such sums.
+
+    Attributes:
+        running: float32 of shape ``(n,)``.
+        stats: of all sums, each step's.
+    """
+
+    running: Array
+    stats: RunningStats
+
+    @classmethod
+    def create(cls, n: int) -> "DiscountedRewards":
+        """Return the sums of ``n`` environments that have not been stepped."""
+        return cls(jnp.zeros(n, jnp.float32), RunningStats.create(()))
+
+    def scaled(self, rewards: Array, done: Array, gamma: float) -> tuple["DiscountedRewards", Array]:
+        """Return the sums after a rollout, and its rewards in standard deviations of all sums until then.
+
+        Args:
+            rewards: shape ``(T, n)``.
+            done: where an episode ended, of the same shape.
+            gamma: the discount factor.
+        """
+
+        def add(running: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+            total = running * gamma + step[0]
+            return jnp.where(step[1], 0, total), total
+
+        running, totals = jax.lax.scan(add, self.running, (rewards, done))
+        stats = self.stats.update(totals)
+        return DiscountedRewards(running, stats), rewards / stats.deviation()
+
+
 class PPORunnerState(NamedTuple):
     """All of a PPO run that is not in :class:`~vibe_store.algorithms.ppo.PPOState`: the item ``runner``.
 
@@ -29,6 +64,7 @@ class PPORunnerState(NamedTuple):
         env_state: the states of the environments.
         obs: their last observations.
         key: from which environments are drawn.
+        rewards: of the discounted sums of rewards; None unless ``normalize_rewards``.
         episodes: returns and lengths.
         learning: the metrics of the last round of learning, NaN before the first.
     """
@@ -36,6 +72,7 @@ class PPORunnerState(NamedTuple):
     env_state: PyTree
     obs: Array
     key: Array
+    rewards: DiscountedRewards | None
     episodes: EpisodeStats
     learning: dict[str, Array]
 
@@ -116,6 +153,7 @@ def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_conf
             env_state=env_state,
             obs=obs,
             key=key,
+            rewards=DiscountedRewards.create(n_envs) if ppo_config.normalize_rewards else None,
             episodes=EpisodeStats.create(n_envs),
             learning={name: jnp.full((), jnp.nan, jnp.float32) for name in _LEARNING},
         )
@@ -145,8 +183,12 @@ def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_conf
 
     def step(carry: Carry) -> Carry:
         carry, rollout = jax.lax.scan(act, carry, length=ppo_config.rollout_length)
+        rewards = carry.runner.rewards
+        if rewards is not None:
+            rewards, scaled = rewards.scaled(rollout.reward, rollout.done, ppo_config.gamma)
+            rollout = rollout._replace(reward=scaled)
         state, learning = PPO.update(carry.state, rollout, config=ppo_config)
-        return Carry(state, carry.runner._replace(learning=learning))
+        return Carry(state, carry.runner._replace(rewards=rewards, learning=learning))
 
     def report(carry: Carry) -> dict[str, Array]:
         runner: PPORunnerState = carry.runner
