@@ -357,3 +357,11 @@ def test_the_example_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
         assert f"done: step {total}, " in out
     assert logged_steps(tmp_path / "mine") == [16, 32, 48, 64]
     assert saved_steps(tmp_path / "mine" / "checkpoints") == [32, 64]
+
+
+def test_curves_for_tensorboard_are_written_beside_the_log(train: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason='needs pip install "vibe-store[tensorboard]"')
+    ran = train(*TINY, "--run-id", "curves", "--tensorboard", "true")
+    assert ran.status == 0
+    (events,) = (tmp_path / "runs" / "curves" / "logs" / "tensorboard").iterdir()
+    assert b"steps_per_second" in events.read_bytes()

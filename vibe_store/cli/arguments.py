@@ -37,6 +37,7 @@ class TrainPlan:
         config: the hyperparameters of the preset's algorithm.
         runner: the settings; its ``checkpoint_dir`` is ``directory``.
         directory: where the checkpoints are.
+        tensorboard: whether to write the metrics for TensorBoard too.
         existing: whether the folder is that of a run that began earlier.
         stored: what the run's ``config.json`` is to hold.
         changes: the settings that differ from those the run had before: by flag, a phrase on each.
@@ -47,6 +48,7 @@ class TrainPlan:
     config: Any
     runner: RunnerConfig
     directory: str
+    tensorboard: bool
     existing: bool
     stored: Mapping[str, Any]
     changes: Mapping[str, str]
@@ -58,6 +60,7 @@ class _Flags:
     runner: RunnerConfig
     run_id: str | None = None
     base_dir: str = "runs"
+    tensorboard: bool = False
 
 
 def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPlan:
@@ -98,6 +101,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         config=given.config,
         runner=dataclasses.replace(given.runner, checkpoint_dir=directory),
         directory=directory,
+        tensorboard=given.tensorboard,
         existing=existing,
         stored={
             "preset": preset.name,
@@ -113,6 +117,7 @@ def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) ->
     algorithm = preset.algorithm
     run_id = "Name of the run's folder in base_dir: one to create, or to go on with by --runner.resume true."
     base_dir = "Folder that holds the folders of all runs, or its URL (s3://bucket/runs, say)."
+    tensorboard = "Write the metrics for TensorBoard too, to the run's logs/tensorboard."
     shown = dataclasses.make_dataclass(
         "Flags",
         [
@@ -120,6 +125,7 @@ def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) ->
             ("runner", _explained(RunnerConfig, "The training run.")),
             ("run_id", _explained(str | None, run_id)),
             ("base_dir", _explained(str, base_dir)),
+            ("tensorboard", _explained(bool, tensorboard)),
         ],
         frozen=True,
     )
@@ -127,12 +133,12 @@ def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) ->
         given: Any = tyro.cli(
             shown,
             args=flags,
-            default=shown(defaults.config, defaults.runner, defaults.run_id, defaults.base_dir),
+            default=shown(*(getattr(defaults, each.name) for each in dataclasses.fields(defaults))),
             prog=prog,
             description=f"Train {preset.name}: {algorithm.upper()} on {preset.env_id}.",
             config=(tyro.conf.FlagConversionOff,),
         )
-    return _Flags(getattr(given, algorithm), given.runner, given.run_id, given.base_dir)
+    return _Flags(*(getattr(given, each.name) for each in dataclasses.fields(given)))
 
 
 def _explained(kind: Any, text: str) -> Any:

@@ -5,9 +5,10 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,9 +17,9 @@ from vibe_store.checkpoint.writer import become_writer
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.cli.progress import ProgressDisplay
 from vibe_store.errors import VibeStoreWarning
-from vibe_store.metrics import MetricsLogger
+from vibe_store.metrics import MetricsLogger, TensorBoardLogger
 from vibe_store.registry import open_storage
-from vibe_store.runner.loop import Progress, TrainResult
+from vibe_store.runner.loop import MetricsWriter, Progress, TrainResult
 from vibe_store.runner.presets import get_preset, preset_names
 from vibe_store.runner.resume import opened
 from vibe_store.runner.signals import TrainingInterrupted
@@ -76,7 +77,7 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
         if plan.runner.overwrite or not plan.existing:
             plan.run.save_config(plan.stored)
         with (
-            MetricsLogger(plan.run.log_path(), resume_step=resumed_from or 0) as metrics,
+            _metrics(plan, resumed_from or 0) as metrics,
             ProgressDisplay(console, interval=plan.runner.log_interval) as display,
         ):
             return plan.preset.train(
@@ -89,6 +90,29 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
                 on_progress=_remembering(plan, display) if plan.existing else display,
                 on_best=lambda step: _mark_best(plan.directory, step),
             )
+
+
+class _Writers:
+    """Gives each line of metrics to each of several writers."""
+
+    def __init__(self, writers: Sequence[MetricsWriter]) -> None:
+        self._writers = writers
+
+    def write(self, metrics: Mapping[str, Any], /) -> None:
+        for writer in self._writers:
+            writer.write(metrics)
+
+
+@contextmanager
+def _metrics(plan: TrainPlan, resume_step: int) -> Iterator[MetricsWriter]:
+    with ExitStack() as stack:
+        writers: list[MetricsWriter] = [
+            stack.enter_context(MetricsLogger(plan.run.log_path(), resume_step=resume_step))
+        ]
+        if plan.tensorboard:
+            folder = plan.run.logs / "tensorboard"
+            writers.append(stack.enter_context(TensorBoardLogger(folder, resume_step=resume_step)))
+        yield _Writers(writers)
 
 
 def _mark_best(directory: str, step: int) -> None:
