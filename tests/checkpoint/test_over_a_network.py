@@ -22,6 +22,7 @@ from vibe_store.interfaces import StorageBackend
 pytestmark = pytest.mark.proof
 
 LATENCY_SECS = 0.15
+ATTEMPTS = 5
 
 
 @pytest.fixture
@@ -65,19 +66,26 @@ def test_a_save_takes_few_round_trips_however_many_files_it_has(
         pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     tree = {f"layer_{number}": np.full((8, 8), number, np.float32) for number in range(12)}
     storage = through(**proxies.patience(bucket, 60.0))
+    puts = 1  # all of them at once
     with CheckpointManager(storage, max_to_keep=2, serializer=serializer) as manager:
-        for step in range(4):
+        for step in range(2):  # the first claims the directory as well, and opens the connections
+            manager.save(step, tree)
+        manager.wait()
+        for _ in range(ATTEMPTS):
+            step += 1
             proxy.clear()
             proxy.latency_secs = LATENCY_SECS
             manager.save(step, tree)
             manager.wait()
             until(lambda: all(request.end for request in proxy.requests))
-            if step > 0:  # the first save claims the directory as well, and opens the connections
-                puts = 1  # all of them at once
-                assert _rounds(proxy.requests) <= puts + 5, "\n".join(map(str, proxy.requests))
+            # A busy machine can make requests come late, but none that waits for another come early.
+            if _rounds(proxy.requests) <= puts + 5:
+                break
+        else:
+            pytest.fail("\n".join(map(str, proxy.requests)))
         proxy.clear()
         proxy.latency_secs = LATENCY_SECS
-        assert manager.latest_step() == 3
+        assert manager.latest_step() == step
         assert len(proxy.requests) == 1
     assert verify_checkpoint(storage) == []
 

@@ -261,7 +261,6 @@ def test_without_a_deadline_a_request_that_gets_no_answer_ends_too(
 
 @pytest.mark.parametrize("way", ["put", "get"])
 def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
-    storage: StorageBackend,
     proxies: ModuleType,
     proxy: Any,
     bucket: Any,
@@ -269,6 +268,7 @@ def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
     tmp_path: Path,
     way: str,
 ) -> None:
+    storage = proxies.proxied(bucket, proxy, **proxies.patience(bucket, 60.0)).open(os.urandom(4).hex())
     storage.put(source, "old")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -300,7 +300,7 @@ def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         storage.put(source, "new") if way == "put" else storage.get("old", folder / "target")
     interrupter.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # far from what a silence may take, and less than tidying up may
     proxy.clear()
     assert keys_of(storage) == ["old"]
     assert list(folder.iterdir()) == []
