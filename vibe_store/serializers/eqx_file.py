@@ -292,7 +292,7 @@ def _fill(stream: Readable, array: NDArray, name: str) -> None:
     data = array.reshape(-1).view(np.uint8).data
     position = 0
     while position < len(data):
-        count = stream.readinto(data[position : position + CHUNK])
+        count = stream.readinto(data[position:])
         if not count:
             raise CorruptCheckpointError(f"{name} ended early, in the middle of a leaf.")
         position += count
