@@ -106,12 +106,21 @@ class EarlyWriter:
         """Write all of it."""
         count = self._file.write(data)
         self._written += count
-        if self._written - self._told >= _EARLY and hasattr(os, "posix_fadvise"):
-            # Told that bytes are not needed in memory, Linux begins to write those that are not on the disk.
+        if self._written - self._told >= _EARLY:
+            self._tell()
+        return count
+
+    def flush(self) -> None:
+        """Leave nothing in the file's own buffer, and nothing that does not begin to go to the disk."""
+        self._file.flush()
+        self._tell()
+
+    def _tell(self) -> None:
+        # Told that bytes are not needed in memory, Linux begins to write those that are not on the disk.
+        if hasattr(os, "posix_fadvise"):
             extent = self._written - self._told
             os.posix_fadvise(self._file.fileno(), self._told, extent, os.POSIX_FADV_DONTNEED)
-            self._told = self._written
-        return count
+        self._told = self._written
 
 
 @contextmanager

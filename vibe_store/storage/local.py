@@ -85,10 +85,9 @@ class LocalStorage(StorageBackend):
         folder, _, start = prefix.rpartition("/")
         with explained(f"list {self.url!r}"):
             root = self._real_root()
-        path = root / folder
-        if Path(os.path.realpath(path)) != path:
+        if folder and _has_link(root, folder):
             return iter(())  # behind a symbolic link: those files are listed where they are, not here
-        return self._walk(root, path, folder and f"{folder}/", start)
+        return self._walk(root, root / folder, folder and f"{folder}/", start)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of one object; see :meth:`StorageBackend.read`."""
@@ -183,8 +182,10 @@ class LocalStorage(StorageBackend):
 
     def _real_root(self) -> Path:
         """The root without symbolic links, which need not exist, but is no file."""
-        # Found out once: a root that somebody makes a link later leads out of the one that it was.
-        root = self._known_root or Path(os.path.realpath(self._root))
+        if self._known_root is not None:
+            # Found out once: a root that somebody makes a link later leads out of the one that it was.
+            return self._known_root
+        root = Path(os.path.realpath(self._root))
         try:
             is_folder = stat.S_ISDIR(root.stat().st_mode)
         except FileNotFoundError:
