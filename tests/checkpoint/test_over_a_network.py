@@ -96,10 +96,11 @@ def test_a_slow_network_does_not_block_the_training_thread(
     with CheckpointManager(through()) as manager:
         manager.save(1, scenarios.tree(1))
         manager.wait()
-        proxy.latency_secs = 0.2
+        proxy.latency_secs = 3.0
         began = time.monotonic()
         manager.save(2, scenarios.tree(2))
-        assert time.monotonic() - began < 0.15
+        assert time.monotonic() - began < 2.0
+        proxy.latency_secs = 0.0
         manager.wait()
 
 
@@ -149,10 +150,10 @@ def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_nex
         proxy.faults = lambda *_: proxies.Fault(how)
         began = time.monotonic()
         scenarios.save(manager, 2, 2)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 1.9
         with pytest.raises(SaveFailedError, match=r"The save of step 2 failed") as caught:
             scenarios.save(manager, 3, 3)
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 6.0
         assert caught.value.step == 2
         proxy.clear()
         scenarios.save(manager, 3, 3)
