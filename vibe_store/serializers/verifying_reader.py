@@ -18,7 +18,8 @@ CHUNK = 4 << 20
 """Bytes that are hashed and written (or read) at a time: few enough to stay in the cache in between."""
 
 _ASIDE = 2 * CHUNK
-"""From so many bytes on, another thread hashes what was read while more is read."""
+"""From so many bytes on, another thread hashes what was read while more is read, in smaller chunks."""
+_CHUNK_ASIDE = 1 << 20
 
 
 class Readable(Protocol):
@@ -53,14 +54,14 @@ class VerifyingReader(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         view = memoryview(buffer).cast("B")[: self._left]
         if len(view) < _ASIDE:
-            filled = self._fill(view, self._hash.update)
+            filled = self._fill(view, CHUNK, self._hash.update)
         else:
             threads = self._threads = self._threads or ThreadPoolExecutor(1, "vibe-store-hash")
             # One thread does what it is given in order, and is done before the caller has its buffer back.
             hashed: list[Future[None]] = []
             try:
                 filled = self._fill(
-                    view, lambda chunk: hashed.append(threads.submit(self._hash.update, chunk))
+                    view, _CHUNK_ASIDE, lambda chunk: hashed.append(threads.submit(self._hash.update, chunk))
                 )
             finally:
                 wait(hashed)
@@ -76,10 +77,10 @@ class VerifyingReader(io.RawIOBase):
             self._threads.shutdown()
         super().close()
 
-    def _fill(self, view: memoryview, hash_chunk: Callable[[memoryview], None]) -> int:
+    def _fill(self, view: memoryview, size: int, hash_chunk: Callable[[memoryview], None]) -> int:
         filled = 0
         while filled < len(view):
-            chunk = view[filled : filled + CHUNK]
+            chunk = view[filled : filled + size]
             count = self._file.readinto(chunk)
             if not count:
                 raise CorruptCheckpointError(f"{self._where} ended {self._left} bytes early.")

@@ -13,7 +13,14 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.calls import AT_ONCE, together
-from vibe_store.storage.object_store import ChangedError, Extent, IncompleteError, ObjectStore, read_exactly
+from vibe_store.storage.object_store import (
+    ChangedError,
+    Extent,
+    IncompleteError,
+    ObjectStore,
+    fill_exactly,
+    read_exactly,
+)
 
 __all__ = ["S3Storage"]
 
@@ -179,12 +186,17 @@ class S3Storage(ObjectStore):
             part: _Part = await self._call("upload_part", PartNumber=number, Body=body, **one)
             return part
 
+        # Memory that is used for part after part: freed and taken anew each time, it would pile up.
+        spare: list[BytesIO] = []
+
         async def upload(start: int) -> _Part:
             number, end = start // length + 1, min(start + length, size)
             async with self._calls.slots:
-                # Closing the body frees the bytes at once, whoever still knows of it.
-                with BytesIO(await asyncio.to_thread(read_exactly, descriptor, start, end)) as body:
-                    part = await self._calls.request(lambda: send(number, body), size=end - start)
+                body = spare.pop() if spare and end - start == length else BytesIO(bytes(end - start))
+                await asyncio.to_thread(_fill, body, descriptor, start)
+                part = await self._calls.request(lambda: send(number, body), size=end - start)
+                if end - start == length:
+                    spare.append(body)
             # A store that was given checksums of the parts wants them again.
             checksums = {key: value for key, value in part.items() if key.startswith("Checksum")}
             checksums.pop("ChecksumType", None)
@@ -208,6 +220,12 @@ class S3Storage(ObjectStore):
 
     def _range_size(self, total: int) -> int:
         return max(_RANGE, -(-total // AT_ONCE))
+
+
+def _fill(body: BytesIO, descriptor: int, start: int) -> None:
+    """Fill a body, whose length stays what it is, with bytes of an open file."""
+    with body.getbuffer() as buffer:
+        fill_exactly(buffer, descriptor, start)
 
 
 def _extent(answer: dict[str, Any], start: int, *, whole: bool) -> tuple[int, int]:
