@@ -56,15 +56,7 @@ def sent(proxy: Any) -> list[str]:
 
 def uploads_of(bucket: Any, storage: StorageBackend) -> list[Any]:
     """The multipart uploads to a storage that are neither completed nor aborted, seen by another client."""
-    import boto3
-
-    options = bucket.storage_options
-    client = boto3.client(
-        "s3",
-        aws_access_key_id=options["key"],
-        aws_secret_access_key=options["secret"],
-        **options["client_kwargs"],
-    )
+    client = bucket.boto3_client()
     prefix = storage.url.removeprefix(f"{bucket.url}/")
     return list(client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads", []))
 
