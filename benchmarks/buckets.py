@@ -110,14 +110,7 @@ def fsspec_client(filesystem: Any) -> Contender:
 
 
 def boto3_client(bucket: Any) -> Contender:
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        aws_access_key_id=bucket.storage_options["key"],
-        aws_secret_access_key=bucket.storage_options["secret"],
-        **bucket.storage_options["client_kwargs"],
-    )
+    client = bucket.boto3_client()
     return Contender(
         lambda file, key: client.upload_file(str(file), BUCKET, f"boto3/{key}"),
         lambda key, file: client.download_file(BUCKET, f"boto3/{key}", str(file)),

@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,6 +19,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shell starts what runs in its background with Ctrl-C ignored, and every process from there inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_memory() -> Iterator[None]:
+    """Objects in memory last as long as the process, and the more there are the longer each call takes."""
+    yield
+    memory = sys.modules.get("fsspec.implementations.memory")
+    if memory is not None:
+        memory.MemoryFileSystem.store.clear()
+        memory.MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 def _load(path: Path) -> ModuleType:

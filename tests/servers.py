@@ -89,20 +89,24 @@ class Bucket:
     def open(self, path: str) -> StorageBackend:
         return open_storage(f"{self.url}/{path}", **self.storage_options)
 
+    def boto3_client(self) -> Any:
+        """Return another client of an S3 server."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            aws_access_key_id=self.storage_options["key"],
+            aws_secret_access_key=self.storage_options["secret"],
+            **self.storage_options["client_kwargs"],
+        )
+
 
 def s3_bucket(server: str, name: str = "bucket") -> Bucket:
     """Make a bucket on a server of :func:`s3_server`."""
-    import boto3
-
-    boto3.client(
-        "s3",
-        endpoint_url=server,
-        region_name=_REGION,
-        aws_access_key_id=S3_CREDENTIALS["key"],
-        aws_secret_access_key=S3_CREDENTIALS["secret"],
-    ).create_bucket(Bucket=name)
     client = {"endpoint_url": server, "region_name": _REGION}
-    return Bucket(f"s3://{name}", server, {**S3_CREDENTIALS, "client_kwargs": client})
+    bucket = Bucket(f"s3://{name}", server, {**S3_CREDENTIALS, "client_kwargs": client})
+    bucket.boto3_client().create_bucket(Bucket=name)
+    return bucket
 
 
 def gcs_bucket(server: str, name: str = "bucket") -> Bucket:

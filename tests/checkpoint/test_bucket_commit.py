@@ -297,7 +297,8 @@ class Parts(FaultyStorage):
 def test_a_large_object_is_read_in_parts_that_come_several_at_once(
     bucket: StorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vibe_store.checkpoint.range_reader._PART", 1000)
+    for name in ("_SMALLEST_PART", "_LARGEST_PART"):
+        monkeypatch.setattr(f"vibe_store.checkpoint.range_reader.{name}", 1000)
     tree = {"w": np.arange(10_000)}
     save_checkpoint(bucket, tree, step=1)
     ranges: list[tuple[int, int | None]] = []
@@ -321,7 +322,8 @@ def test_a_large_object_is_read_in_parts_that_come_several_at_once(
 def test_an_object_is_read_whole_or_refused_whatever_its_size(
     bucket: StorageBackend, monkeypatch: pytest.MonkeyPatch, size: int, change: int
 ) -> None:
-    monkeypatch.setattr("vibe_store.checkpoint.range_reader._PART", 1000)
+    for name in ("_SMALLEST_PART", "_LARGEST_PART"):
+        monkeypatch.setattr(f"vibe_store.checkpoint.range_reader.{name}", 1000)
     tree = {"w": np.zeros(size, np.uint8)}
     save_checkpoint(bucket, tree, step=1)
     [key] = [blob.key for blob in bucket.list("step_1/state")]

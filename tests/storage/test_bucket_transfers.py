@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,15 +64,7 @@ def test_no_cache_of_the_filesystem_is_filled(storage: Any, tmp_path: Path) -> N
 
 
 def test_the_marker_of_a_folder_is_no_object(s3: Any, root: str) -> None:
-    import boto3
-
-    options = s3.storage_options
-    client = boto3.client(
-        "s3",
-        aws_access_key_id=options["key"],
-        aws_secret_access_key=options["secret"],
-        **options["client_kwargs"],
-    )
+    client = s3.boto3_client()
     for key in ("", "folder/"):
         client.put_object(Bucket="bucket", Key=f"{root}/{key}")
     storage = s3.open(root)
@@ -109,6 +103,58 @@ def test_small_objects_take_one_request_each_way(storage: Any, proxy: Any, tmp_p
         call()
         assert len(proxy.requests) == 1
     assert (tmp_path / "target").read_bytes() == b"small"
+
+
+@pytest.mark.parametrize(
+    ("calculation", "checked"), [({}, True), ({"request_checksum_calculation": "when_required"}, False)]
+)
+def test_a_large_object_is_checked_by_the_store_unless_the_options_say_otherwise(
+    s3: Any, root: str, tmp_path: Path, calculation: dict[str, str], checked: bool
+) -> None:
+    (tmp_path / "file").write_bytes(BIG)
+    options = {**s3.storage_options, "config_kwargs": calculation}
+    open_storage(f"{s3.url}/{root}", **options).put(tmp_path / "file", "big")
+    about = s3.boto3_client().head_object(Bucket="bucket", Key=f"{root}/big", ChecksumMode="ENABLED")
+    assert ("ChecksumCRC32" in about) is checked
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from vibe_store.registry import open_storage
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+url, options, way, folder = json.loads(sys.argv[1])
+storage, folder = open_storage(url, **options), Path(folder)
+storage.put(folder / "small", "small")
+storage.get("small", folder / "target")
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = resident("VmRSS")
+storage.put(folder / "big", "big") if way == "put" else storage.get("big", folder / "target")
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of memory")
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_transfer_holds_no_more_than_a_part_for_each_request_in_memory(
+    bucket: Any, root: str, tmp_path: Path, way: str
+) -> None:
+    size = 20 * AT_ONCE * MB
+    (tmp_path / "small").write_bytes(b"small")
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(size)
+    if way == "get":
+        bucket.open(root).put(tmp_path / "big", "big")
+    what = json.dumps([f"{bucket.url}/{root}", bucket.storage_options, way, str(tmp_path)])
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE, what], check=True, capture_output=True, text=True
+    )
+    assert int(ran.stdout) < AT_ONCE * 8 * MB + 48 * MB < size
 
 
 def test_all_transfers_of_a_storage_together_are_so_many_at_once(

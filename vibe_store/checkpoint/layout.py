@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from vibe_store.durable_files import beginning_with
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Blob, StorageBackend
 
@@ -245,7 +246,7 @@ def write_best(storage: StorageBackend, step: int) -> None:
 
 def sweep_unfinished_best(root: Path) -> None:
     """Remove the links of processes that died while they marked the best step."""
-    for link in root.glob(f"{_UNFINISHED_BEST}*"):
+    for link in beginning_with(_UNFINISHED_BEST, root):
         with suppress(FileNotFoundError):
             if link.is_symlink() and time.time() - link.lstat().st_mtime > _SURELY_DEAD_SECS:
                 link.unlink()

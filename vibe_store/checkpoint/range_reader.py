@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RangeReader"]
 
-_PART = 8 << 20
+_SMALLEST_PART = 8 << 20
+_LARGEST_PART = 32 << 20
+_PARTS = 8
+"""Into how many parts an object is divided, as far as their sizes allow: each costs the store some work."""
+
 _AHEAD = 4
 
 
@@ -26,8 +30,7 @@ class RangeReader(io.RawIOBase):
         storage: where the object is.
         key: its key.
         size: how many bytes it should have; :class:`CorruptCheckpointError` is raised where there are more.
-        None
-            reads to the end, wherever that is, one part after another.
+            None reads to the end, wherever that is, one part after another.
 
     Attributes:
         missing: the error that said that there is no such object, once one did.
@@ -38,6 +41,7 @@ class RangeReader(io.RawIOBase):
         self.missing: FileNotFoundError | None = None
         self._storage, self._key = storage, key
         self._end = None if size is None else size + 1
+        self._length = max(_SMALLEST_PART, min(-(-(size or 0) // _PARTS), _LARGEST_PART))
         ahead = 1 if size is None else min(_AHEAD, storage.concurrency)
         self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="vibe_store read")
         self._coming: deque[tuple[int, Future[bytes]]] = deque()
@@ -65,7 +69,7 @@ class RangeReader(io.RawIOBase):
 
     def _ask(self) -> None:
         """Have the next part read, if there should be one."""
-        length = _PART if self._end is None else min(_PART, self._end - self._next)
+        length = self._length if self._end is None else min(self._length, self._end - self._next)
         if length > 0:
             start, self._next = self._next, self._next + length
             read = partial(self._storage.read, self._key, start, self._next)

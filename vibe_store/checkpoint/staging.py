@@ -48,7 +48,10 @@ def staged(storage: StorageBackend, attempt: str, size: int) -> Iterator[Path]:
     try:
         yield local
     finally:
-        shutil.rmtree(local, ignore_errors=True)  # what stays is swept by the next writer
+        try:
+            local.rmdir()  # a commit has moved away all that was in it
+        except OSError:
+            shutil.rmtree(local, ignore_errors=True)  # what stays is swept by the next writer
 
 
 @contextmanager

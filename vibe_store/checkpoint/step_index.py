@@ -1,9 +1,9 @@
 """Marks by which the highest step is found with a few requests, however many steps there are.
 
 A storage lists keys from the first on, and ``step_9`` comes after ``step_10``. So each save first stores an
-empty
-object whose name counts down from the highest step. Of what is marked, some may never have been committed,
-but whatever was committed is marked. What was copied into a directory by hand is marked by its next writer.
+empty object whose name counts down from the highest step. Of what is marked, some may never have been
+committed, but whatever was committed is marked. What was copied into a directory by hand is marked by its
+next writer.
 """
 
 from itertools import islice

@@ -76,8 +76,9 @@ class EqxSerializer(Serializer):
         values = to_host(flat)
         with explained(f"write '{path}'"), path.open("xb", buffering=_BUFFER) as file:
             try:
-                written = write_file(EarlyWriter(file), flat.rows, values)
-                file.flush()
+                writer = EarlyWriter(file)
+                written = write_file(writer, flat.rows, values)
+                writer.flush()
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise

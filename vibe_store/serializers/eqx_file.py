@@ -18,7 +18,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,7 +100,8 @@ def write_file(file: Writable, rows: Sequence[Leaf], values: Sequence[Any]) -> W
         file.write(header)
         offset = size + len(header)
         size = offset + array.nbytes
-        table.append(replace(row, offset=offset, checksum=_write_data(file, array, whole)))
+        checksum = _write_data(file, array, whole)
+        table.append(Leaf(row.path, row.kind, row.dtype, row.shape, row.impl, row.value, offset, checksum))
     trailer = _trailer(table, whole.digest())
     whole.update(trailer)
     file.write(trailer)
@@ -292,7 +293,7 @@ def _fill(stream: Readable, array: NDArray, name: str) -> None:
     data = array.reshape(-1).view(np.uint8).data
     position = 0
     while position < len(data):
-        count = stream.readinto(data[position : position + CHUNK])
+        count = stream.readinto(data[position:])
         if not count:
             raise CorruptCheckpointError(f"{name} ended early, in the middle of a leaf.")
         position += count

@@ -36,11 +36,13 @@ def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
     spare = jax.tree.leaves(reuse)
     if len(spare) != len(flat.leaves):
         spare = [None] * len(flat.leaves)
-    started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
+    started: list[_Transfer | None] = [
+        _start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves
+    ]
     values: list[Any] = []
     for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
         if begun is not None:
-            host, shared = _finish(begun)
+            host, shared = _finish(*begun)
             values.append(HostCopy(_copied(host, spare[index]) if shared else host, row.impl))
             started[index] = None
             del host, begun
@@ -56,7 +58,7 @@ def to_host(flat: Flat) -> list[Any]:
     """
     started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
     return [
-        leaf if begun is None else HostCopy(_finish(begun)[0], row.impl)
+        leaf if begun is None else HostCopy(_finish(*begun)[0], row.impl)
         for row, leaf, begun in zip(flat.rows, flat.leaves, started, strict=True)
     ]
 
@@ -99,21 +101,25 @@ def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
     return values
 
 
-def _start(leaf: jax.Array) -> jax.Array:
-    """Begin to copy an array, or the data of keys, to the host; return the array to finish that with."""
+_Transfer: TypeAlias = tuple[jax.Array, bool]
+"""An array whose data is on its way to the host, and whether it lives there already."""
+
+
+def _start(leaf: jax.Array) -> _Transfer:
+    """Begin to copy an array, or the data of keys, to the host; return what to finish that with."""
     data = leaf if isinstance(leaf.dtype, np.dtype) else jax.random.key_data(leaf)
-    if not _on_cpu(data.sharding):
+    on_cpu = _on_cpu(data.sharding)
+    if not on_cpu:
         data.copy_to_host_async()
-    return data
+    return data, on_cpu
 
 
-def _finish(data: jax.Array) -> tuple[NDArray, bool]:
+def _finish(data: jax.Array, on_cpu: bool) -> tuple[NDArray, bool]:
     """Return an array's data on the host, and whether that is the very memory in which the array lives.
 
     Nothing of it stays in the caller's array object: what JAX remembers of a value that was asked for would
     keep the memory from being donated.
     """
-    on_cpu = _on_cpu(data.sharding)
     if on_cpu:
         try:
             return np.asarray(memoryview(data)), True

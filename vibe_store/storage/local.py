@@ -67,8 +67,8 @@ class LocalStorage(StorageBackend):
         self._root = _path_of(check_url(url))
         self.url = str(self._root)
         self._known_root: Path | None = None
-        # What was changed and may not be on the disk yet, in order; as a dict, since sets have none.
-        self._loose: dict[Path, None] = {}
+        # What was changed and may not be on the disk yet, and whether it is a folder.
+        self._loose: dict[Path, bool] = {}
         self._loose_lock = threading.Lock()
         _open_storages.add(self)
 
@@ -85,10 +85,9 @@ class LocalStorage(StorageBackend):
         folder, _, start = prefix.rpartition("/")
         with explained(f"list {self.url!r}"):
             root = self._real_root()
-        path = root / folder
-        if Path(os.path.realpath(path)) != path:
+        if folder and _has_link(root, folder):
             return iter(())  # behind a symbolic link: those files are listed where they are, not here
-        return self._walk(root, path, folder and f"{folder}/", start)
+        return self._walk(root, root / folder, folder and f"{folder}/", start)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of one object; see :meth:`StorageBackend.read`."""
@@ -111,8 +110,8 @@ class LocalStorage(StorageBackend):
                 file.write(data)
                 file.flush()
                 if durable:
-                    self._sync_loose()
                     sync(file.fileno())
+                    self._sync_loose()
                 if overwrite:
                     temporary.replace(path)
                 else:
@@ -131,8 +130,8 @@ class LocalStorage(StorageBackend):
                     with self._temporary(path.parent) as (file, temporary):
                         copy(original, file)
                         if durable:
-                            self._sync_loose()
                             sync(file.fileno())
+                            self._sync_loose()
                         temporary.replace(path)
                     if move:
                         source.unlink(missing_ok=True)
@@ -183,8 +182,10 @@ class LocalStorage(StorageBackend):
 
     def _real_root(self) -> Path:
         """The root without symbolic links, which need not exist, but is no file."""
-        # Found out once: a root that somebody makes a link later leads out of the one that it was.
-        root = self._known_root or Path(os.path.realpath(self._root))
+        if self._known_root is not None:
+            # Found out once: a root that somebody makes a link later leads out of the one that it was.
+            return self._known_root
+        root = Path(os.path.realpath(self._root))
         try:
             is_folder = stat.S_ISDIR(root.stat().st_mode)
         except FileNotFoundError:
@@ -264,7 +265,7 @@ class LocalStorage(StorageBackend):
     def _temporary(self, folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
         """A new file in a folder, which is made; removed unless the body renames it, as are empty folders."""
         try:
-            with discarded(*in_folder(folder, lambda: open_temporary(folder), self._note)) as opened:
+            with discarded(*in_folder(folder, lambda: open_temporary(folder), self._note_folder)) as opened:
                 yield opened
         except BaseException:
             with suppress(OSError):  # what went wrong first is what the caller must see
@@ -276,10 +277,10 @@ class LocalStorage(StorageBackend):
         if source.is_symlink():
             return False
         if durable:
-            self._sync_loose()
             sync(original.fileno())
+            self._sync_loose()
         try:
-            in_folder(path.parent, lambda: source.replace(path), self._note)
+            in_folder(path.parent, lambda: source.replace(path), self._note_folder)
         except OSError as error:
             with suppress(OSError):
                 self._tidy({path.parent})
@@ -290,22 +291,25 @@ class LocalStorage(StorageBackend):
 
     def _changed(self, path: Path, *, durable: bool) -> None:
         """Make the name of a file durable, now or later with the file itself."""
+        self._note_folder(path.parent)
         if durable:
-            self._note(path.parent)
             self._sync_loose()
         else:
-            self._note(path)
-            self._note(path.parent)
+            self._note(path, is_folder=False)
 
-    def _note(self, path: Path) -> None:
+    def _note_folder(self, path: Path) -> None:
+        self._note(path, is_folder=True)
+
+    def _note(self, path: Path, *, is_folder: bool) -> None:
         """Remember what the next durable change has to make durable first."""
         with self._loose_lock:
-            self._loose[path] = None
+            self._loose[path] = is_folder
 
     def _sync_loose(self) -> None:
         """Make durable what was noted; while something cannot be, no later change is durable either."""
         with self._loose_lock:
-            for path in tuple(self._loose):
+            # Files first: a file system with a journal then has little left to do for their folders.
+            for path in sorted(self._loose, key=self._loose.__getitem__):
                 try:
                     sync_path(path)
                 except OSError as error:
@@ -327,7 +331,7 @@ class LocalStorage(StorageBackend):
                 folder = folder.parent
             remaining.add(folder)
         for folder in remaining:
-            self._note(folder)
+            self._note_folder(folder)
         if durable:
             self._sync_loose()
 

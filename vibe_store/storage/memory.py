@@ -64,13 +64,16 @@ class MemoryStorage(FsspecStorage):
         names = key.split("/")
         with _lock:
             for parent in ("/".join(names[:count]) for count in range(1, len(names))):
-                if self.fs.isfile(self._path(parent)):
+                if self._info(self._path(parent)) is not None:
                     message = f"{parent!r} is an object of {self.url!r}, so there can be none at {key!r}."
                     raise NotADirectoryError(errno.ENOTDIR, message)
-            if self.fs.isdir(path):
+            if self._info(path) is not None:
+                if not overwrite:
+                    raise self._exists(key)
+            elif self.fs.isdir(path):
                 message = f"There are objects below {key!r} in {self.url!r}, so there can be none at it."
                 raise IsADirectoryError(errno.EISDIR, message)
-            super().write(key, data, overwrite=overwrite)
+            super().write(key, data)
 
     def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         """Store a local file, whole or not at all; see :meth:`StorageBackend.put`."""
@@ -89,6 +92,11 @@ class MemoryStorage(FsspecStorage):
         del durable  # every change is, as far as this storage goes
         with _lock:
             super().delete(keys)
+
+    def _info(self, path: str) -> Mapping[str, Any] | None:
+        # The filesystem's own looks through all objects there are, in case some are below this path.
+        file = self.fs.store.get(path)
+        return None if file is None else {"type": "file", "size": file.size, "created": file.created}
 
     def _modified(self, info: Mapping[str, Any]) -> float:
         return float(info["created"])  # objects are replaced, never changed

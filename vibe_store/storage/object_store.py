@@ -17,10 +17,11 @@ from vibe_store.storage.calls import AT_ONCE, Calls, GaveUpError, together
 from vibe_store.storage.fsspec import FsspecStorage
 from vibe_store.storage.keys import check_key, check_keys, check_prefix, check_range, is_key
 
-__all__ = ["ChangedError", "Extent", "IncompleteError", "ObjectStore", "read_exactly"]
+__all__ = ["ChangedError", "Extent", "IncompleteError", "ObjectStore", "fill_exactly", "read_exactly"]
 
 _ATTEMPTS = 8
 _BACKOFF_SECS = 0.5
+_BLOCK = 1 << 20
 _FIRST = 8 << 20
 """How much of an object the first request for it asks for."""
 
@@ -344,12 +345,25 @@ def read_exactly(descriptor: int, start: int, end: int) -> bytes:
         OSError: the file has become shorter.
     """
     data = os.pread(descriptor, end - start, start)
-    while len(data) < end - start:
-        more = os.pread(descriptor, end - start - len(data), start + len(data))
-        if not more:
-            raise OSError(errno.EIO, "The file became shorter while it was being stored. Store it again.")
-        data += more
+    if len(data) < end - start:
+        buffer = bytearray(end - start)
+        fill_exactly(memoryview(buffer), descriptor, start)
+        return bytes(buffer)
     return data
+
+
+def fill_exactly(buffer: memoryview, descriptor: int, start: int) -> None:
+    """Fill a buffer from a place in an open file.
+
+    Raises:
+        OSError: the file has become shorter.
+    """
+    while buffer:
+        data = os.pread(descriptor, min(len(buffer), _BLOCK), start)
+        if not data:
+            raise OSError(errno.EIO, "The file became shorter while it was being stored. Store it again.")
+        buffer[: len(data)] = data
+        buffer, start = buffer[len(data) :], start + len(data)
 
 
 def write_exactly(descriptor: int, data: bytes, start: int) -> None:

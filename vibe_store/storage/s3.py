@@ -1,7 +1,9 @@
 """Objects in an S3 bucket, of Amazon or of anyone who speaks its language, through s3fs."""
 
 import asyncio
+import base64
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, TypeAlias
@@ -13,7 +15,14 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.calls import AT_ONCE, together
-from vibe_store.storage.object_store import ChangedError, Extent, IncompleteError, ObjectStore, read_exactly
+from vibe_store.storage.object_store import (
+    ChangedError,
+    Extent,
+    IncompleteError,
+    ObjectStore,
+    fill_exactly,
+    read_exactly,
+)
 
 __all__ = ["S3Storage"]
 
@@ -157,12 +166,16 @@ class S3Storage(ObjectStore):
             return
         mark = uuid4().hex
         metadata = {**self.fs.s3_additional_kwargs.get("Metadata", {}), _MARK: mark}
+        # What botocore does of itself with whole objects, unless the user's options leave it out.
+        config = (await self.fs.set_session()).meta.config
+        checked = config.request_checksum_calculation == "when_supported"
+        algorithm = {"ChecksumAlgorithm": "CRC32"} if checked else {}
         upload = await self._calls.request(
-            lambda: self._call("create_multipart_upload", Key=name, Metadata=metadata)
+            lambda: self._call("create_multipart_upload", Key=name, Metadata=metadata, **algorithm)
         )
         one = {"Key": name, "UploadId": upload["UploadId"]}
         try:
-            parts = await self._upload_parts(one, descriptor, size)
+            parts = await self._upload_parts(one, descriptor, size, checked=checked)
             await self._calls.request(lambda: self._complete(one, parts, mark))
         except BaseException:
             await self._calls.tidy(
@@ -171,20 +184,28 @@ class S3Storage(ObjectStore):
             )
             raise
 
-    async def _upload_parts(self, one: dict[str, str], descriptor: int, size: int) -> Sequence[_Part]:
+    async def _upload_parts(
+        self, one: dict[str, str], descriptor: int, size: int, *, checked: bool
+    ) -> Sequence[_Part]:
         length = max(_PART, -(-size // _MOST_PARTS))
 
-        async def send(number: int, body: BytesIO) -> _Part:
+        async def send(number: int, body: BytesIO, checksum: dict[str, str]) -> _Part:
             body.seek(0)
-            part: _Part = await self._call("upload_part", PartNumber=number, Body=body, **one)
+            part: _Part = await self._call("upload_part", PartNumber=number, Body=body, **checksum, **one)
             return part
+
+        # Memory that is used for part after part: freed and taken anew each time, it would pile up.
+        spare: list[BytesIO] = []
 
         async def upload(start: int) -> _Part:
             number, end = start // length + 1, min(start + length, size)
             async with self._calls.slots:
-                # Closing the body frees the bytes at once, whoever still knows of it.
-                with BytesIO(await asyncio.to_thread(read_exactly, descriptor, start, end)) as body:
-                    part = await self._calls.request(lambda: send(number, body), size=end - start)
+                body = spare.pop() if spare and end - start == length else BytesIO(bytes(end - start))
+                checksum = await asyncio.to_thread(_fill, body, descriptor, start)
+                given = {"ChecksumCRC32": checksum} if checked else {}
+                part = await self._calls.request(lambda: send(number, body, given), size=end - start)
+                if end - start == length:
+                    spare.append(body)
             # A store that was given checksums of the parts wants them again.
             checksums = {key: value for key, value in part.items() if key.startswith("Checksum")}
             checksums.pop("ChecksumType", None)
@@ -208,6 +229,13 @@ class S3Storage(ObjectStore):
 
     def _range_size(self, total: int) -> int:
         return max(_RANGE, -(-total // AT_ONCE))
+
+
+def _fill(body: BytesIO, descriptor: int, start: int) -> str:
+    """Fill a body, whose length stays what it is, with bytes of a file; return their CRC32 in base64."""
+    with body.getbuffer() as buffer:
+        fill_exactly(buffer, descriptor, start)
+        return base64.b64encode(zlib.crc32(buffer).to_bytes(4, "big")).decode()
 
 
 def _extent(answer: dict[str, Any], start: int, *, whole: bool) -> tuple[int, int]:
