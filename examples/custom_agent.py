@@ -47,9 +47,7 @@ def improve(agent: Agent) -> Agent:
     candidate = agent.weights + 0.5 * jax.random.normal(noise_key, agent.weights.shape)
     earned = jnp.mean(jax.vmap(play, (None, 0))(candidate, jax.random.split(play_key, 8)))
     better = earned > agent.earned
-    return Agent(
-        jnp.where(better, candidate, agent.weights), jnp.where(better, earned, agent.earned), key
-    )
+    return Agent(jnp.where(better, candidate, agent.weights), jnp.where(better, earned, agent.earned), key)
 
 
 def main() -> None:

@@ -45,7 +45,8 @@ def train_step(state: TrainState) -> tuple[TrainState, jax.Array]:
 
 
 def main() -> None:
-    run = RunDir("line_fit", run_id=os.environ.get("RUN_ID"))
+    run_id = os.environ.get("RUN_ID")
+    run = RunDir(run_id=run_id) if run_id else RunDir("line_fit")
     run.save_config({"total_steps": TOTAL_STEPS})
     manager, resuming = initialize_checkpoint_dir(
         run.checkpoints, max_to_keep=3, save_interval_steps=SAVE_EVERY, resume=True

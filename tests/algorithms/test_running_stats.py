@@ -21,7 +21,7 @@ def test_batches_add_up_to_the_mean_and_variance_of_all(seed: int, sizes: list[i
     for batch in batches:
         stats = stats.update(jnp.asarray(batch, jnp.float32))
     everything = np.concatenate(batches).reshape(-1, 3)
-    assert int(stats.count) == len(everything)
+    assert int(stats.seen) == len(everything)
     np.testing.assert_allclose(stats.mean, everything.mean(axis=0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stats.variance, everything.var(axis=0), rtol=1e-2, atol=1e-3)
 

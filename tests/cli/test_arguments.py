@@ -10,7 +10,7 @@ import pytest
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
 from vibe_store.runner import RunnerConfig
-from vibe_store.runner.presets import Preset, get_preset
+from vibe_store.runner.presets import get_preset
 
 PRESET = get_preset("cartpole_dqn")
 
@@ -65,8 +65,9 @@ def test_flags_that_cannot_be_used_end_with_2_and_say_why(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("preset", map(get_preset, ("cartpole_dqn", "cartpole_ppo", "pendulum_sac")))
-def test_every_field_is_a_flag_with_its_help(preset: Preset, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["cartpole_dqn", "cartpole_ppo", "pendulum_sac"])
+def test_every_field_is_a_flag_with_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = get_preset(name)
     with pytest.raises(SystemExit) as stop:
         plan_training(preset, ["--help"], prog="vibe-store train")
     assert stop.value.code == 0

@@ -117,7 +117,7 @@ def test_every_leaf_of_a_run_is_strongly_typed(straight: tuple[TrainResult, Any]
 
 def test_what_is_known_of_observations_and_rewards_grows_with_each_round(trainers: dict[str, Any]) -> None:
     result = trainers["ppo normalized"](total_timesteps=80)
-    assert int(result.state.obs_stats.count) == int(result.runner.rewards.stats.count) == 80
+    assert int(result.state.obs_stats.seen) == int(result.runner.rewards.stats.seen) == 80
     assert float(jnp.max(result.state.obs_stats.variance)) > 1
 
 

@@ -19,12 +19,12 @@ class RunningStats(NamedTuple):
     grows with the number of arrays.
 
     Attributes:
-        count: how many arrays there were, int32.
+        seen: how many arrays there were, int32.
         mean: their mean, float32.
         variance: their variance, float32; 1 before the first.
     """
 
-    count: Array
+    seen: Array
     mean: Array
     variance: Array
 
@@ -37,15 +37,13 @@ class RunningStats(NamedTuple):
     def update(self, batch: Array) -> Self:
         """Return the statistics with a batch more; its dimensions are in front of those of an array."""
         flat = batch.reshape(-1, *self.mean.shape).astype(jnp.float32)
-        count = self.count + len(flat)
-        share = len(flat) / count.astype(jnp.float32)
+        seen = self.seen + len(flat)
+        share = len(flat) / seen.astype(jnp.float32)
         apart = jnp.mean(flat, axis=0) - self.mean
         variance = (
-            (1 - share) * self.variance
-            + share * jnp.var(flat, axis=0)
-            + share * (1 - share) * apart**2
+            (1 - share) * self.variance + share * jnp.var(flat, axis=0) + share * (1 - share) * apart**2
         )
-        return self._replace(count=count, mean=self.mean + share * apart, variance=variance)
+        return self._replace(seen=seen, mean=self.mean + share * apart, variance=variance)
 
     def normalize(self, values: Array) -> Array:
         """Return values less the mean, in standard deviations, and within 10 of them; float32."""

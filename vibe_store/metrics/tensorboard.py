@@ -27,11 +27,12 @@ class TensorBoardLogger:
         MissingDependencyError: tensorboardX cannot be imported.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | UrlPath, *, resume_step: int | None = None) -> None:
         place = place_of(folder, None)
         if isinstance(place, UrlPath):
             raise InvalidValueError(
-                f"TensorBoard's files are written to local folders only, and {place} is a URL. Choose a folder."
+                f"TensorBoard's files are written to local folders only, and {place} is a URL. Choose a "
+                "folder."
             )
         try:
             from tensorboardX import SummaryWriter

@@ -51,7 +51,7 @@ def opened(
                 "Nothing is being saved and there is nothing to resume from, because "
                 "RunnerConfig.checkpoint_dir is None: set it to a directory.",
                 VibeStoreWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         yield None, None
     else:

@@ -1,4 +1,4 @@
-"""Many runs at once, which differ in their seed alone: one program, whose arrays have one more axis in front."""
+"""Many runs at once, which differ in their seed alone: one program, whose arrays have one more axis."""
 
 from collections.abc import Callable
 from dataclasses import replace
