@@ -81,7 +81,7 @@ def test_every_field_is_a_flag_with_its_help(name: str, capsys: pytest.CaptureFi
 
 
 def test_the_settings_are_stored_without_those_of_one_start_only(tmp_path: Path) -> None:
-    config = begun(tmp_path, "--runner.resume", "true", "--dqn.learning-rate", "1e-3").config
+    config = begun(tmp_path, "--runner.resume", "true", "--dqn.learning-rate", "1e-3").stored
     assert config["preset"] == "cartpole_dqn"
     assert config["dqn"]["learning_rate"] == 1e-3
     assert config["runner"]["resume"] is False
@@ -110,7 +110,7 @@ def test_the_newest_run_of_the_preset_goes_on(tmp_path: Path) -> None:
     begun(tmp_path, "--run-id", "zz_older")
     newest = begun(tmp_path, "--run-id", "newest")
     other = begun(tmp_path, "--run-id", "of_another_preset")
-    other.run.save_config({**other.config, "preset": "another"})
+    other.run.save_config({**other.stored, "preset": "another"})
     (tmp_path / "cartpole_dqn_20990101_000000").mkdir()
     assert plan(tmp_path, "--runner.resume", "true").run.path == newest.run.path
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_overwritten_has_the_settings_of_the_preset(tmp_path: Path
 
 def test_a_run_of_another_preset_is_refused(tmp_path: Path) -> None:
     other = begun(tmp_path, "--run-id", "mine")
-    other.run.save_config({**other.config, "preset": "another"})
+    other.run.save_config({**other.stored, "preset": "another"})
     with pytest.raises(InvalidValueError, match="is of the preset 'another', not of 'cartpole_dqn'"):
         plan(tmp_path, "--run-id", "mine", "--runner.resume", "true")
 
@@ -167,13 +167,13 @@ def test_a_relative_place_is_stored_so_that_it_holds_from_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = begun(tmp_path / "runs", "--runner.checkpoint-dir", "ckpt").config
+    config = begun(tmp_path / "runs", "--runner.checkpoint-dir", "ckpt").stored
     assert config["runner"]["checkpoint_dir"] == str(tmp_path / "ckpt")
 
 
 def test_a_url_is_stored_as_it_is(tmp_path: Path) -> None:
     assert (
-        plan(tmp_path, "--runner.checkpoint-dir", "gs://b/c").config["runner"]["checkpoint_dir"] == "gs://b/c"
+        plan(tmp_path, "--runner.checkpoint-dir", "gs://b/c").stored["runner"]["checkpoint_dir"] == "gs://b/c"
     )
 
 
