@@ -58,6 +58,8 @@ def test_a_writer_that_was_superseded_stays_so_whoever_writes_later(
         next_one.wait()
     with pytest.raises(WriterSupersededError):
         zombie.save(2, scenarios.tree(2))
+    with pytest.raises(WriterSupersededError):
+        zombie.pin(1)
 
 
 def test_a_writer_that_is_superseded_after_its_commit_deletes_nothing(
