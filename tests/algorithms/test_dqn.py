@@ -208,6 +208,10 @@ def test_an_observation_of_another_shape_is_refused(state: DQNState) -> None:
         ("exploration_steps", -1),
         ("loss", "l1"),
         ("max_grad_norm", 0.0),
+        ("priority_exponent", 1.5),
+        ("importance_exponent", -0.1),
+        ("importance_steps", 0),
+        ("network", "rnn"),
     ],
 )
 def test_a_bad_hyperparameter_is_refused_by_name_and_value(field: str, value: Any) -> None:

@@ -49,11 +49,12 @@ def test_a_path_is_taken_as_the_directory() -> None:
     assert RunnerConfig(checkpoint_dir=Path("a/b")).checkpoint_dir == "a/b"  # type: ignore[arg-type]
 
 
-def test_a_preset_makes_its_environment() -> None:
-    assert "cartpole_dqn" in preset_names()
-    preset = get_preset("cartpole_dqn")
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_makes_its_environment(name: str) -> None:
+    preset = get_preset(name)
     env, _ = preset.make_env()
-    assert env.name == preset.env_id == "CartPole-v1"
+    assert env.name == preset.env_id
+    assert name.endswith(f"_{preset.algorithm}")
 
 
 def test_an_unknown_preset_is_answered_with_those_that_exist() -> None:

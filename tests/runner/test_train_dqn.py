@@ -341,18 +341,6 @@ def test_continuous_actions_are_refused_before_anything_is_compiled(small: Simpl
         train(gymnax.make("Pendulum-v1"), small)
 
 
-def test_an_environment_of_the_old_interface_is_refused(
-    cartpole: tuple[Any, Any], small: SimpleNamespace
-) -> None:
-    from gymnax.wrappers.compat import LegacyStepAPIWrapper
-
-    env, params = cartpole
-    with pytest.raises(
-        InvalidValueError, match=r"step returns 5 values; training needs those of gymnax 1\.0"
-    ):
-        train((LegacyStepAPIWrapper(env), params), small)
-
-
 def test_a_directory_is_saved_to_resumed_from_and_loaded_for_inference(
     cartpole: tuple[Any, Any], small: SimpleNamespace, straight: tuple[TrainResult, Any], tmp_path: Path
 ) -> None:

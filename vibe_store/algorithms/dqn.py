@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from vibe_store.algorithms.networks import MLP
+from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.replay import Transition
 from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
@@ -22,6 +22,8 @@ __all__ = ["DQN", "DQNConfig", "DQNState"]
 class DQNConfig:
     """The hyperparameters of DQN. Steps are environment steps, summed over all environments."""
 
+    network: NetworkKind = "mlp"
+    """Q-network: mlp, or cnn (3 by 3 convolutions before the hidden layers), which takes images."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Width of each hidden layer of the Q-network."""
     learning_rate: float = 2.5e-4
@@ -52,6 +54,14 @@ class DQNConfig:
     """Loss on the temporal-difference error: mse (half of its square) or huber (linear beyond 1)."""
     max_grad_norm: float | None = None
     """Norm to which gradients are clipped; None leaves them alone."""
+    prioritized: bool = False
+    """Draw transitions by their error when last seen, in place of uniformly."""
+    priority_exponent: float = 0.6
+    """How far the error decides what is drawn, from 0 (not at all) to 1 (in proportion)."""
+    importance_exponent: float = 0.4
+    """How far weights make up for what is drawn too often, from 0 (not at all) to 1 (wholly)."""
+    importance_steps: int | None = None
+    """Steps over which importance_exponent rises to 1, in a line; None keeps it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
@@ -60,11 +70,14 @@ class DQNConfig:
             check_int(name, getattr(self, name), least=1)
         for name in ("learning_starts", "exploration_steps"):
             check_int(name, getattr(self, name), least=0)
-        for name in ("gamma", "epsilon_start", "epsilon_end"):
+        if self.importance_steps is not None:
+            check_int("importance_steps", self.importance_steps, least=1)
+        for name in ("gamma", "epsilon_start", "epsilon_end", "priority_exponent", "importance_exponent"):
             check_fraction(name, getattr(self, name))
         check_fraction("tau", self.tau, above_zero=True)
         check_positive("learning_rate", self.learning_rate)
         check("loss", self.loss, self.loss in ("huber", "mse"), "'huber' or 'mse'")
+        check("network", self.network, self.network in ("cnn", "mlp"), "'cnn' or 'mlp'")
         check_positive("max_grad_norm", self.max_grad_norm, otherwise=", or None")
         if self.buffer_size < self.batch_size:
             raise InvalidValueError(
@@ -85,8 +98,8 @@ class DQNState(NamedTuple):
         key: a typed PRNG key, from which exploration draws.
     """
 
-    params: MLP
-    target_params: MLP
+    params: Network
+    target_params: Network
     opt_state: optax.OptState
     step: Array
     updates: Array
@@ -110,7 +123,13 @@ class DQN:
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         net_key, key = jax.random.split(key)
-        params = MLP(net_key, input_shape=obs_shape, hidden_sizes=config.hidden_sizes, output_size=n_actions)
+        params = make_network(
+            config.network,
+            net_key,
+            input_shape=obs_shape,
+            hidden_sizes=config.hidden_sizes,
+            output_size=n_actions,
+        )
         return DQNState(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
@@ -127,6 +146,15 @@ class DQN:
         if config.exploration_steps == 0:
             share = jnp.ones_like(share)
         return config.epsilon_start + share * (config.epsilon_end - config.epsilon_start)
+
+    @staticmethod
+    def importance(step: Array, *, config: DQNConfig) -> Array:
+        """Return the exponent of the importance weights at an absolute environment step."""
+        if config.importance_steps is None:
+            return jnp.asarray(config.importance_exponent, jnp.float32)
+        share = jnp.minimum(step.astype(jnp.float32) / config.importance_steps, 1.0)
+        exponent: Array = config.importance_exponent + share * (1 - config.importance_exponent)
+        return exponent
 
     @staticmethod
     def act(
@@ -168,14 +196,35 @@ class DQN:
         Returns:
             The new state, and the metrics ``loss`` and ``q_mean`` (the mean value of the batch's actions).
         """
+        state, metrics, _ = DQN.update_weighted(state, batch, None, config=config)
+        return state, metrics
+
+    @staticmethod
+    def update_weighted(
+        state: DQNState, batch: Transition, weights: Array | None, *, config: DQNConfig
+    ) -> tuple[DQNState, dict[str, Array], Array]:
+        """Do what :meth:`update` does with transitions that count differently, and tell their errors.
+
+        Args:
+            state: the state.
+            batch: transitions, each leaf with one batch dimension in front.
+            weights: what the loss of each is multiplied by, float32 of shape ``(batch,)``; None counts all
+                alike.
+            config: the hyperparameters.
+
+        Returns:
+            The new state; the metrics ``loss`` (the weighted one) and ``q_mean``; and of each transition the
+            temporal-difference error before the step, its value less its target, float32, ``(batch,)``.
+        """
         targets = DQN.targets(state, batch, config=config)
 
-        def loss_of(params: MLP) -> tuple[Array, Array]:
+        def loss_of(params: Network) -> tuple[Array, tuple[Array, Array]]:
             q_values = _pick(params(batch.obs), batch.action)
-            each = optax.huber_loss if config.loss == "huber" else optax.l2_loss
-            return jnp.mean(each(q_values, targets)), jnp.mean(q_values)
+            each = (optax.huber_loss if config.loss == "huber" else optax.l2_loss)(q_values, targets)
+            loss = jnp.mean(each if weights is None else weights * each)
+            return loss, (jnp.mean(q_values), q_values - targets)
 
-        (loss, q_mean), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (q_mean, errors)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         changes, opt_state = _optimizer(config).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         updates = state.updates + 1
@@ -189,7 +238,7 @@ class DQN:
         state = state._replace(
             params=params, target_params=target_params, opt_state=opt_state, updates=updates
         )
-        return state, {"loss": loss, "q_mean": q_mean}
+        return state, {"loss": loss, "q_mean": q_mean}, errors
 
     @staticmethod
     def targets(state: DQNState, batch: Transition, *, config: DQNConfig) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -10,7 +11,11 @@ from jax import Array
 
 from vibe_store.errors import InvalidValueError
 
-__all__ = ["MLP", "TwinCritic"]
+__all__ = ["CNN", "MLP", "Network", "NetworkKind", "TwinCritic", "check_network", "make_network"]
+
+NetworkKind: TypeAlias = Literal["mlp", "cnn"]
+
+_CHANNELS, _KERNEL = 16, 3
 
 
 class MLP(eqx.Module):
@@ -62,18 +67,79 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map ``x`` of shape ``(*batch, *input_shape)`` to float32 of shape ``(*batch, output_size)``."""
-        x = jnp.asarray(x)
-        n_batch = x.ndim - len(self.input_shape)
-        if n_batch < 0 or x.shape[n_batch:] != self.input_shape:
-            raise InvalidValueError(
-                f"This network takes observations of shape {self.input_shape}, with or without batch "
-                f"dimensions in front; it was given an array of shape {x.shape}."
-            )
-        x = x.reshape(*x.shape[:n_batch], prod(self.input_shape)).astype(jnp.float32)
+        x, batch = _observations(x, self.input_shape)
+        x = x.reshape(*batch, prod(self.input_shape)).astype(jnp.float32)
         *hidden, last = self.layers
         for layer in hidden:
             x = self.activation(_affine(layer, x))
         return _affine(last, x)
+
+
+class CNN(eqx.Module):
+    """A small convolutional network over images, as Young & Tian (2019, arXiv:1903.03176) use on MinAtar.
+
+    One convolution of 16 channels with 3 by 3 kernels and stride 1, without padding, and then hidden layers.
+    The pixels are cast to float32 as they are: images of bytes from 0 to 255 are better scaled before.
+
+    Every leaf is an array. ``convolution.weight`` has shape ``(16, 9 * channels)``: what each output channel
+    takes from the pixels around it, row by row, and of each pixel its channels.
+    """
+
+    convolution: eqx.nn.Linear
+    head: MLP
+    input_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        key: Array,
+        *,
+        input_shape: Sequence[int],
+        hidden_sizes: Sequence[int],
+        output_size: int,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        gains: tuple[float, float] | None = None,
+    ) -> None:
+        """Draw the weights, as :class:`MLP` does.
+
+        Args:
+            key: a PRNG key.
+            input_shape: height, width and channels of one image.
+            hidden_sizes: the width of each hidden layer after the convolution.
+            output_size: the number of outputs.
+            activation: what follows the convolution and each hidden layer.
+            gains: those of :class:`MLP`; the convolution is a hidden layer.
+
+        Raises:
+            InvalidValueError: observations of this shape are no images, or smaller than a kernel.
+        """
+        check_network("cnn", input_shape)
+        self.input_shape = tuple(input_shape)
+        height, width, channels = self.input_shape
+        layer_key, head_key = jax.random.split(key)
+        layer = eqx.nn.Linear(_KERNEL**2 * channels, _CHANNELS, dtype=jnp.float32, key=layer_key)
+        self.convolution = layer if gains is None else _orthogonal(layer, gains[0], layer_key)
+        self.head = MLP(
+            head_key,
+            input_shape=(height - _KERNEL + 1, width - _KERNEL + 1, _CHANNELS),
+            hidden_sizes=hidden_sizes,
+            output_size=output_size,
+            activation=activation,
+            gains=gains,
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """Map ``x`` of shape ``(*batch, height, width, channels)`` to float32, ``(*batch, output_size)``."""
+        x, _ = _observations(x, self.input_shape)
+        x = x.astype(jnp.float32)
+        height, width, _ = self.head.input_shape
+        # On a CPU, a convolution this small is several times faster as a product of matrices, also with the
+        # weights of many seeds at once.
+        pixels = [
+            x[..., row : row + height, column : column + width, :]
+            for row in range(_KERNEL)
+            for column in range(_KERNEL)
+        ]
+        return self.head(self.head.activation(_affine(self.convolution, jnp.concatenate(pixels, axis=-1))))
 
 
 class TwinCritic(eqx.Module):
@@ -104,6 +170,54 @@ class TwinCritic(eqx.Module):
         flat = obs.reshape(len(obs), -1).astype(jnp.float32)
         pairs = jnp.concatenate([flat, action], axis=-1)
         return jnp.stack([self.first(pairs)[:, 0], self.second(pairs)[:, 0]])
+
+
+Network: TypeAlias = MLP | CNN
+"""What a configuration's ``network`` can name."""
+
+
+def check_network(kind: NetworkKind, input_shape: Sequence[int]) -> None:
+    """Refuse a network that cannot take observations of this shape."""
+    if kind == "cnn" and (len(input_shape) != 3 or min(input_shape[:2]) < _KERNEL or input_shape[2] < 1):
+        raise InvalidValueError(
+            f"network='cnn' cannot be used: it takes images of shape (height, width, channels), at least "
+            f"{_KERNEL} by {_KERNEL}, but observations have the shape {tuple(input_shape)}. Use "
+            "network='mlp'."
+        )
+
+
+def make_network(
+    kind: NetworkKind,
+    key: Array,
+    *,
+    input_shape: Sequence[int],
+    hidden_sizes: Sequence[int],
+    output_size: int,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    gains: tuple[float, float] | None = None,
+) -> Network:
+    """Return a new network of one kind; the arguments are those of :class:`MLP` and :class:`CNN`."""
+    made: type[MLP] | type[CNN] = CNN if kind == "cnn" else MLP
+    return made(
+        key,
+        input_shape=input_shape,
+        hidden_sizes=hidden_sizes,
+        output_size=output_size,
+        activation=activation,
+        gains=gains,
+    )
+
+
+def _observations(x: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+    """Return observations as an array, and their batch dimensions; refuse those of another shape."""
+    x = jnp.asarray(x)
+    n_batch = x.ndim - len(shape)
+    if n_batch < 0 or x.shape[n_batch:] != shape:
+        raise InvalidValueError(
+            f"This network takes observations of shape {shape}, with or without batch dimensions in front; "
+            f"it was given an array of shape {x.shape}."
+        )
+    return x, x.shape[:n_batch]
 
 
 def _affine(layer: eqx.nn.Linear, x: Array) -> Array:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from vibe_store.algorithms.networks import MLP
+from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.running_stats import RunningStats
-from vibe_store.algorithms.settings import check_fraction, check_int, check_positive, check_sizes
+from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
 
@@ -26,6 +26,8 @@ __all__ = ["PPO", "ActorCritic", "PPOConfig", "PPOState", "Rollout"]
 class PPOConfig:
     """The hyperparameters of PPO. Steps are environment steps, summed over all environments."""
 
+    network: NetworkKind = "mlp"
+    """Actor and critic: mlp, or cnn (3 by 3 convolutions before the hidden layers), which take images."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Width of each hidden layer of the actor and of the critic."""
     learning_rate: float = 3e-4
@@ -74,6 +76,7 @@ class PPOConfig:
             if getattr(self, name) != 0:
                 check_positive(name, getattr(self, name), otherwise=", or 0")
         check_positive("max_grad_norm", self.max_grad_norm, otherwise=", or None")
+        check("network", self.network, self.network in ("cnn", "mlp"), "'cnn' or 'mlp'")
 
 
 class ActorCritic(eqx.Module):
@@ -86,8 +89,8 @@ class ActorCritic(eqx.Module):
             where actions are discrete.
     """
 
-    actor: MLP
-    critic: MLP
+    actor: Network
+    critic: Network
     log_std: Array | None
 
 
@@ -175,13 +178,14 @@ class PPO:
             key = jax.random.wrap_key_data(key)
         actor_key, critic_key, key = jax.random.split(key, 3)
 
-        def network(network_key: Array, output_size: int, output_gain: float) -> MLP:
-            return MLP(
+        def network(network_key: Array, output_size: int, output_gain: float) -> Network:
+            return make_network(
+                config.network,
                 network_key,
                 input_shape=obs_shape,
                 hidden_sizes=config.hidden_sizes,
                 output_size=output_size,
-                activation=jax.nn.tanh,
+                activation=jax.nn.tanh if config.network == "mlp" else jax.nn.relu,
                 gains=(2**0.5, output_gain),
             )
 

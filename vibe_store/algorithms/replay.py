@@ -109,7 +109,10 @@ class ReplayBuffer(NamedTuple):
             key: a PRNG key.
             batch_size: how many to draw, static under jit.
         """
-        index = jax.random.randint(key, (batch_size,), 0, self.size)
+        return self.take(jax.random.randint(key, (batch_size,), 0, self.size))
+
+    def take(self, index: Array) -> PyTree:
+        """Return the transitions at these places, counted along rows, each leaf with them in front."""
 
         def draw(ring: Array) -> Array:
             flat = ring.reshape(-1, *ring.shape[2:])

@@ -2,6 +2,7 @@
 
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.dqn import train_dqn
+from vibe_store.runner.environment import Environment
 from vibe_store.runner.loop import Progress, TrainResult
 from vibe_store.runner.ppo import train_ppo
 from vibe_store.runner.sac import train_sac
@@ -9,6 +10,7 @@ from vibe_store.runner.seeds import select_seed
 from vibe_store.runner.signals import TrainingInterrupted
 
 __all__ = [
+    "Environment",
     "Progress",
     "RunnerConfig",
     "TrainResult",

@@ -29,6 +29,8 @@ class RunnerConfig:
     """Most recent checkpoints that are kept."""
     keep_period: int | None = None
     """Keep every checkpoint whose step is a multiple of this for ever; None keeps the most recent only."""
+    save_replay_buffer: bool = True
+    """Store the replay buffer in checkpoints; without it a resume is not exact, and fills a new one first."""
     resume: bool = False
     """Go on from the newest checkpoint, if there is one."""
     overwrite: bool = False

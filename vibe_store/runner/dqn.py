@@ -1,25 +1,28 @@
-"""``train_dqn``: DQN on any number of copies of a gymnax environment with discrete actions."""
+"""``train_dqn``: DQN on any number of copies of an environment with discrete actions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from vibe_store.algorithms.dqn import DQN, DQNConfig
-from vibe_store.interfaces import Checkpointer
+from vibe_store.algorithms.dqn import DQN, DQNConfig, DQNState
+from vibe_store.algorithms.networks import check_network
+from vibe_store.algorithms.prioritized import PrioritizedReplay
+from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.environment import Environment
 from vibe_store.runner.envs import VectorEnv
 from vibe_store.runner.loop import MetricsWriter, Program, Progress, TrainResult
-from vibe_store.runner.off_policy import off_policy_program
+from vibe_store.runner.off_policy import Memory, off_policy_program, uniform_memory
 from vibe_store.runner.train import train
 
 __all__ = ["dqn_program", "train_dqn"]
 
 
 def train_dqn(
-    env: Any,
-    env_params: Any,
+    env: Environment,
+    env_params: PyTree,
     *,
     dqn_config: DQNConfig,
     runner_config: RunnerConfig,
@@ -33,7 +36,8 @@ def train_dqn(
     A run that was killed and resumed ends in the same bits as one that was not.
 
     Args:
-        env: a gymnax environment (gymnax 1.0 or newer) with discrete actions.
+        env: an environment of gymnax, or any :class:`~vibe_store.runner.environment.Environment`, with
+            discrete actions.
         env_params: its parameters.
         dqn_config: the hyperparameters.
         runner_config: the length of the run, its checkpoints, evaluations and seed.
@@ -61,10 +65,13 @@ def train_dqn(
     )
 
 
-def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_config: RunnerConfig) -> Program:
+def dqn_program(
+    env: Environment, env_params: PyTree, *, dqn_config: DQNConfig, runner_config: RunnerConfig
+) -> Program:
     """Return DQN on this environment as the functions that the training loop calls."""
     envs = VectorEnv(env, env_params)
     n_actions = envs.n_discrete_actions("DQN")
+    check_network(dqn_config.network, envs.obs_shape)
     return off_policy_program(
         "dqn",
         DQN,
@@ -72,7 +79,23 @@ def dqn_program(env: Any, env_params: Any, *, dqn_config: DQNConfig, runner_conf
         dqn_config,
         runner_config,
         init=lambda key: DQN.init(key, envs.obs_shape, n_actions, config=dqn_config),
+        memory=_by_priority(dqn_config) if dqn_config.prioritized else uniform_memory(DQN, dqn_config),
         action=jax.ShapeDtypeStruct((), jnp.int32),
         learning=("loss", "q_mean"),
         report=lambda state: {"epsilon": DQN.epsilon(state.step, config=dqn_config)},
     )
+
+
+def _by_priority(config: DQNConfig) -> Memory:
+    """Return the memory from which transitions are drawn by their errors."""
+
+    def learn(
+        state: DQNState, replay: PrioritizedReplay, key: Array
+    ) -> tuple[DQNState, PrioritizedReplay, dict[str, Array]]:
+        importance = DQN.importance(state.step, config=config)
+        drawn = replay.sample(key, config.batch_size, importance_exponent=importance)
+        state, metrics, errors = DQN.update_weighted(state, drawn.transitions, drawn.weights, config=config)
+        replay = replay.learned(drawn.places, errors, priority_exponent=config.priority_exponent)
+        return state, replay, metrics
+
+    return Memory(create=PrioritizedReplay.create, learn=learn)

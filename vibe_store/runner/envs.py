@@ -8,10 +8,15 @@ from jax import Array
 
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
+from vibe_store.runner.environment import Environment
+from vibe_store.runner.warning import warn_caller
 
 __all__ = ["EnvStep", "EpisodeStats", "VectorEnv", "strong"]
 
 _RECENT_EPISODES = 100
+
+_DTYPES = (jnp.floating, jnp.bool_, jnp.uint8, jnp.int32)
+"""What a network can take without losing anything."""
 
 
 class EnvStep(NamedTuple):
@@ -20,7 +25,8 @@ class EnvStep(NamedTuple):
     Attributes:
         env_state: the states afterwards; an environment whose episode ended is already reset.
         obs: the observations to act on next.
-        next_obs: the observations that the step led to, the last one of the episode where it ended.
+        next_obs: the observations that the step led to, the last one of the episode where it ended; of an
+            environment that does not tell that one, the first one of the next.
         reward: float32.
         terminated: whether the episode came to a natural end, bool.
         done: whether it ended at all, by a time limit too, bool.
@@ -35,26 +41,27 @@ class EnvStep(NamedTuple):
 
 
 class VectorEnv:
-    """``n`` copies of one gymnax environment (gymnax 1.0 or newer), as pure functions.
+    """``n`` copies of one environment, as pure functions.
+
+    An environment whose ``step`` returns five values, as gymnax's did before 1.0, is warned about: it tells
+    neither a time limit from a natural end nor the last observation of an episode, so every end counts as
+    natural, after which nothing is to come.
 
     Raises:
-        InvalidValueError: the environment's observation is not one array, or its ``step`` does not return
-            gymnax 1.0's six values.
+        InvalidValueError: the environment is none of :class:`~vibe_store.runner.environment.Environment`; the
+            sentence says what it returns instead.
     """
 
-    def __init__(self, env: Any, env_params: Any) -> None:
+    def __init__(self, env: Environment, env_params: PyTree) -> None:
         self.env = env
         self.params = env_params
         self.name = str(env.name)
         key = jax.eval_shape(lambda: jax.random.key(0))
         obs, state = jax.eval_shape(env.reset, key, env_params)
-        if not isinstance(obs, jax.ShapeDtypeStruct):
-            raise InvalidValueError(
-                f"The observation of {self.name} is a {type(obs).__name__}, but only single arrays "
-                "are supported. Wrap the environment so that it returns one array."
-            )
-        self.obs_shape = obs.shape
-        self._check_step(key, state)
+        self._check_observation(obs)
+        self.obs_shape: tuple[int, ...] = obs.shape
+        self.obs_dtype = obs.dtype
+        self._check_step(key, obs, state)
 
     def is_discrete(self) -> bool:
         """Say whether there are finitely many actions."""
@@ -106,26 +113,84 @@ class VectorEnv:
         """Step each environment once; ``action`` has shape ``(n, *action_shape)``."""
         step = jax.vmap(self.env.step, in_axes=(0, 0, 0, None))
         keys = jax.random.split(key, action.shape[0])
-        obs, env_state, reward, terminated, truncated, info = step(keys, env_state, action, self.params)
-        terminated = terminated.astype(jnp.bool_)
+        obs, env_state, reward, *ends, info = step(keys, env_state, action, self.params)
+        terminated = ends[0].astype(jnp.bool_)
+        obs = strong(obs)
         return EnvStep(
             env_state=strong(env_state),
-            obs=strong(obs),
-            next_obs=strong(info["final_observation"]),
+            obs=obs,
+            next_obs=obs if len(ends) == 1 else strong(info["final_observation"]),
             reward=reward.astype(jnp.float32),
             terminated=terminated,
-            done=terminated | truncated.astype(jnp.bool_),
+            done=terminated | ends[-1].astype(jnp.bool_),
         )
 
-    def _check_step(self, key: Any, state: PyTree) -> None:
+    def _check_observation(self, obs: Any) -> None:
+        if not isinstance(obs, jax.ShapeDtypeStruct):
+            raise InvalidValueError(
+                f"The observation of {self.name} is a {type(obs).__name__}, but only single arrays can be "
+                "learned from. Wrap the environment in vibe_store.runner.wrappers.FlattenObservation, which "
+                "makes one vector of all."
+            )
+        if not any(jnp.issubdtype(obs.dtype, kind) for kind in _DTYPES):
+            raise InvalidValueError(
+                f"The observation of {self.name} is an array of {obs.dtype}, but only floating-point, bool, "
+                "uint8 and int32 ones can be learned from. Wrap the environment so that it returns one of "
+                "these; vibe_store.runner.wrappers.FlattenObservation makes a float32 vector of any numbers."
+            )
+
+    def _check_step(self, key: Any, obs: Any, state: PyTree) -> None:
         space = self.env.action_space(self.params)
+        if not (hasattr(space, "shape") and hasattr(space, "dtype")):
+            raise InvalidValueError(
+                f"The action space of {self.name} is {type(space).__name__}, but actions must be one array. "
+                "Wrap the environment so that its action space has a shape and a dtype."
+            )
         action = jax.ShapeDtypeStruct(tuple(space.shape), space.dtype)
         result = jax.eval_shape(self.env.step, key, state, action, self.params)
-        if len(result) != 6 or "final_observation" not in result[5]:
-            raise InvalidValueError(
-                f"{self.name}.step returns {len(result)} values; training needs those of gymnax 1.0: obs, "
-                'state, reward, terminated, truncated and an info that holds "final_observation".'
+        count = len(result) if isinstance(result, tuple) else 1
+        if count == 5:
+            warn_caller(
+                f"{self.name}.step returns 5 values, as gymnax's did before 1.0, so a time limit cannot be "
+                "told from a natural end, and the last observation of an episode is not known: every end "
+                "counts as natural, as if nothing could have come after it. Return 6 values, as gymnax 1.0 "
+                "does, where time limits matter."
             )
+        elif count != 6 or "final_observation" not in result[5]:
+            raise InvalidValueError(
+                f"{self.name}.step returns {_described(result)}; training needs the six values of gymnax "
+                '1.0: obs, state, reward, terminated, truncated and an info that holds "final_observation".'
+            )
+        else:
+            self._check_alike("final_observation of its step", result[5]["final_observation"], obs)
+        self._check_alike("observation of its step", result[0], obs)
+        self._check_alike("state of its step", result[1], state)
+        names = ("reward", "done") if count == 5 else ("reward", "terminated", "truncated")
+        for name, value in zip(names, result[2:-1], strict=True):
+            if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
+                raise InvalidValueError(
+                    f"The {name} that {self.name}.step returns is {_described(value)}, but it must be "
+                    "one number, of shape ()."
+                )
+
+    def _check_alike(self, what: str, tree: PyTree, first: PyTree) -> None:
+        """Refuse what a loop could not carry: something of another structure, shape or dtype."""
+        structure: Any = jax.tree.structure(tree)
+        same_structure: Any = jax.tree.structure(first)
+        if structure != same_structure:
+            raise InvalidValueError(
+                f"The {what} is another tree than what {self.name}.reset returns: {structure}, not "
+                f"{same_structure}. It must stay the same from call to call."
+            )
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for (path, leaf), wanted in zip(leaves, jax.tree.leaves(first), strict=True):
+            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+                place = f" at {jax.tree_util.keystr(path)}" if path else ""
+                raise InvalidValueError(
+                    f"The {what} differs from what {self.name}.reset returns{place}: "
+                    f"{leaf.dtype}{list(leaf.shape)}, not {wanted.dtype}{list(wanted.shape)}. It must stay "
+                    "the same from call to call."
+                )
 
 
 class EpisodeStats(NamedTuple):
@@ -193,3 +258,12 @@ class EpisodeStats(NamedTuple):
 def strong(tree: PyTree) -> PyTree:
     """Return the tree with weakly typed arrays made strongly typed, so that a compiled loop can carry it."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+
+
+def _described(value: Any) -> str:
+    """Say what something that was returned is."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"an array of shape {value.shape}"
+    return f"a {type(value).__name__}"

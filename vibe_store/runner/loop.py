@@ -20,7 +20,16 @@ from vibe_store.runner.evaluate import Evaluation
 from vibe_store.runner.points import due, first_multiple, next_point
 from vibe_store.runner.signals import SignalWatch, TrainingInterrupted
 
-__all__ = ["Callbacks", "Carry", "MetricsWriter", "Program", "Progress", "TrainResult", "Trainer"]
+__all__ = [
+    "Callbacks",
+    "Carry",
+    "MetricsWriter",
+    "Program",
+    "Progress",
+    "ReplayParts",
+    "TrainResult",
+    "Trainer",
+]
 
 _log = logging.getLogger("vibe_store")
 
@@ -41,6 +50,19 @@ class Carry(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayParts:
+    """How a checkpoint leaves out what a run remembers only to learn from.
+
+    Attributes:
+        remove: the item ``runner`` without it.
+        renew: the item ``runner`` with nothing remembered yet, from one without it.
+    """
+
+    remove: Callable[[PyTree], PyTree]
+    renew: Callable[[PyTree], PyTree]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Program:
     """What the loop needs of an algorithm on an environment; the functions are traced, so they must be pure.
 
@@ -51,6 +73,7 @@ class Program:
         report: scalars by name to log, from a carry. Their names are what ``metrics`` will hold.
         evaluate: greedy episodes of a state, drawn from the run's PRNG key and the step.
         metadata: what is stored with each checkpoint: ``algorithm``, ``env`` and the configurations, as JSON.
+        replay: how to leave out its replay buffer; None of an algorithm that has none.
     """
 
     stride: int
@@ -59,6 +82,7 @@ class Program:
     report: Callable[[Carry], dict[str, Array]]
     evaluate: Callable[[PyTree, Array, Array], Evaluation]
     metadata: Mapping[str, Any]
+    replay: ReplayParts | None = None
 
 
 class MetricsWriter(Protocol):
@@ -321,10 +345,13 @@ class Trainer:
                 self._callbacks.on_best(self._step)
 
     def _save_now(self, checkpointer: Checkpointer, metrics: Mapping[str, float] | None) -> None:
+        runner = self._carry.runner
+        if self._program.replay is not None and not self._config.save_replay_buffer:
+            runner = self._program.replay.remove(runner)
         checkpointer.save(
             self._step,
             self._carry.state,
-            items={"runner": self._carry.runner},
+            items={"runner": runner},
             metrics=metrics,
             metadata=self._program.metadata,
             force=True,

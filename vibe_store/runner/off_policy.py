@@ -1,29 +1,31 @@
 """What the runners of DQN and SAC share: act, remember, and learn from what is remembered."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vibe_store.algorithms.prioritized import PrioritizedReplay
 from vibe_store.algorithms.replay import ReplayBuffer, Transition
 from vibe_store.interfaces import PyTree
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
-from vibe_store.runner.loop import Carry, Program
+from vibe_store.runner.loop import Carry, Program, ReplayParts
 from vibe_store.runner.seeds import alike
 from vibe_store.runner.train import described
 
-__all__ = ["Learner", "OffPolicyRunnerState", "off_policy_program"]
+__all__ = ["Learner", "Memory", "OffPolicyRunnerState", "off_policy_program", "uniform_memory"]
 
 
 class OffPolicyRunnerState(NamedTuple):
     """All of a run that is not in the algorithm's own state: the item ``runner``.
 
     Attributes:
-        replay: the transitions to learn from.
+        replay: the transitions to learn from; None in a checkpoint that leaves them out.
         env_state: the states of the environments.
         obs: their last observations.
         key: from which environments and batches are drawn.
@@ -31,7 +33,7 @@ class OffPolicyRunnerState(NamedTuple):
         learning: the metrics of the last update, NaN before the first.
     """
 
-    replay: ReplayBuffer
+    replay: ReplayBuffer | PrioritizedReplay | None
     env_state: PyTree
     obs: Array
     key: Array
@@ -51,6 +53,30 @@ class Learner(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How transitions are kept, and how an update draws from them.
+
+    Attributes:
+        create: an empty buffer, from an example, ``capacity`` and ``width``.
+        learn: one update, from the algorithm's state, the buffer and a PRNG key; returns the state and the
+            buffer that follow, and the metrics of the update.
+    """
+
+    create: Callable[..., Any]
+    learn: Callable[[Any, Any, Array], tuple[Any, Any, dict[str, Array]]]
+
+
+def uniform_memory(learner: Learner, config: Any) -> Memory:
+    """Return the memory from which every transition is drawn alike."""
+
+    def learn(state: Any, replay: ReplayBuffer, key: Array) -> tuple[Any, ReplayBuffer, dict[str, Array]]:
+        state, metrics = learner.update(state, replay.sample(key, config.batch_size), config=config)
+        return state, replay, metrics
+
+    return Memory(create=ReplayBuffer.create, learn=learn)
+
+
 def off_policy_program(
     algorithm: str,
     learner: Learner,
@@ -59,6 +85,7 @@ def off_policy_program(
     runner_config: RunnerConfig,
     *,
     init: Callable[[Array], Any],
+    memory: Memory,
     action: jax.ShapeDtypeStruct,
     learning: Sequence[str],
     report: Callable[[Any], dict[str, Array]],
@@ -67,22 +94,21 @@ def off_policy_program(
 
     Args:
         algorithm: its name.
-        learner: what acts and learns.
+        learner: what acts.
         envs: the environments.
-        config: the algorithm's configuration, which has ``buffer_size``, ``batch_size``, ``train_interval``
-            and ``learning_starts``.
+        config: the algorithm's configuration, which has ``buffer_size``, ``train_interval`` and
+            ``learning_starts``.
         runner_config: the settings of the run.
         init: a new state of the algorithm, which has ``step`` and ``updates``, from a PRNG key.
+        memory: what is learned from, and how.
         action: shape and dtype of one action.
         learning: the names of the metrics of an update.
         report: further scalars to log, from a state.
     """
     n_envs, same = runner_config.num_envs, alike(runner_config.num_seeds)
 
-    def init_all(key: Array) -> Carry:
-        agent_key, reset_key, key = jax.random.split(key, 3)
-        obs, env_state = envs.reset(reset_key, n_envs)
-        one = jax.ShapeDtypeStruct(envs.obs_shape, obs.dtype)
+    def empty_replay() -> Any:
+        one = jax.ShapeDtypeStruct(envs.obs_shape, envs.obs_dtype)
         example = Transition(
             obs=one,
             action=action,
@@ -90,8 +116,13 @@ def off_policy_program(
             next_obs=one,
             terminated=jax.ShapeDtypeStruct((), jnp.bool_),
         )
+        return memory.create(example, capacity=config.buffer_size, width=n_envs)
+
+    def init_all(key: Array) -> Carry:
+        agent_key, reset_key, key = jax.random.split(key, 3)
+        obs, env_state = envs.reset(reset_key, n_envs)
         runner = OffPolicyRunnerState(
-            replay=ReplayBuffer.create(example, capacity=config.buffer_size, width=n_envs),
+            replay=empty_replay(),
             env_state=env_state,
             obs=obs,
             key=key,
@@ -102,19 +133,19 @@ def off_policy_program(
 
     def step(carry: Carry) -> Carry:
         runner: OffPolicyRunnerState = carry.runner
+        held: Any = runner.replay
         key, env_key, batch_key = jax.random.split(runner.key, 3)
         before = same(carry.state.step)
         chosen, state = learner.act(carry.state, runner.obs, config=config, explore=True)
         result = envs.step(env_key, runner.env_state, chosen)
-        ring = runner.replay._replace(row=same(runner.replay.row), filled=same(runner.replay.filled))
-        replay = ring.add(Transition(runner.obs, chosen, result.reward, result.next_obs, result.terminated))
-        n_updates = _updates_due(before, same(state.step), config)
+        held = held._replace(row=same(held.row), filled=same(held.filled))
+        replay = held.add(Transition(runner.obs, chosen, result.reward, result.next_obs, result.terminated))
+        n_updates = _updates_due(before, same(state.step), replay, config)
 
-        def update(i: Array, learned: tuple[Any, dict[str, Array]]) -> tuple[Any, dict[str, Array]]:
-            batch = replay.sample(jax.random.fold_in(batch_key, i), config.batch_size)
-            return learner.update(learned[0], batch, config=config)
+        def update(i: Array, learned: tuple[Any, Any, dict[str, Array]]) -> tuple[Any, Any, dict[str, Array]]:
+            return memory.learn(learned[0], learned[1], jax.random.fold_in(batch_key, i))
 
-        state, metrics = jax.lax.fori_loop(0, n_updates, update, (state, runner.learning))
+        state, replay, metrics = jax.lax.fori_loop(0, n_updates, update, (state, replay, runner.learning))
         runner = OffPolicyRunnerState(
             replay=replay,
             env_state=result.env_state,
@@ -147,10 +178,18 @@ def off_policy_program(
         report=report_all,
         evaluate=evaluate_state,
         metadata=described(algorithm, envs.name, config, runner_config),
+        replay=ReplayParts(
+            remove=lambda runner: runner._replace(replay=None),
+            renew=lambda runner: runner._replace(replay=empty_replay()),
+        ),
     )
 
 
-def _updates_due(before: Array, after: Array, config: Any) -> Array:
-    """Return how many updates follow the environment steps from ``before`` to ``after``."""
+def _updates_due(before: Array, after: Array, replay: Any, config: Any) -> Array:
+    """Return how many updates follow the environment steps from ``before`` to ``after``.
+
+    A run that resumed without its buffer has taken its first steps long ago, and first fills a new one.
+    """
     n_updates = after // config.train_interval - before // config.train_interval
-    return jnp.where(after >= config.learning_starts, n_updates, 0)
+    refilled = replay.size >= min(config.learning_starts, replay.capacity)
+    return jnp.where((after >= config.learning_starts) & refilled, n_updates, 0)

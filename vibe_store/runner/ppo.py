@@ -1,17 +1,19 @@
-"""``train_ppo``: PPO on any number of copies of a gymnax environment with discrete or continuous actions."""
+"""``train_ppo``: PPO on any number of copies of an environment with discrete or continuous actions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vibe_store.algorithms.networks import check_network
 from vibe_store.algorithms.ppo import PPO, PPOConfig, PPOState, Rollout
 from vibe_store.algorithms.running_stats import RunningStats
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.environment import Environment
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
 from vibe_store.runner.loop import Carry, MetricsWriter, Program, Progress, TrainResult
@@ -78,8 +80,8 @@ class PPORunnerState(NamedTuple):
 
 
 def train_ppo(
-    env: Any,
-    env_params: Any,
+    env: Environment,
+    env_params: PyTree,
     *,
     ppo_config: PPOConfig,
     runner_config: RunnerConfig,
@@ -93,7 +95,8 @@ def train_ppo(
     A run that was killed and resumed ends in the same bits as one that was not.
 
     Args:
-        env: a gymnax environment (gymnax 1.0 or newer) with discrete or continuous actions.
+        env: an environment of gymnax, or any :class:`~vibe_store.runner.environment.Environment`, with
+            discrete or continuous actions.
         env_params: its parameters.
         ppo_config: the hyperparameters.
         runner_config: the length of the run, its checkpoints, evaluations and seed.
@@ -121,7 +124,9 @@ def train_ppo(
     )
 
 
-def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_config: RunnerConfig) -> Program:
+def ppo_program(
+    env: Environment, env_params: PyTree, *, ppo_config: PPOConfig, runner_config: RunnerConfig
+) -> Program:
     """Return PPO on this environment as the functions that the training loop calls.
 
     One call of its ``step`` collects ``rollout_length`` steps of every environment, and learns from them.
@@ -130,6 +135,7 @@ def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_conf
         InvalidValueError: the environment cannot be used, or its steps cannot be split into minibatches.
     """
     envs = VectorEnv(env, env_params)
+    check_network(ppo_config.network, envs.obs_shape)
     n_envs = runner_config.num_envs
     stride = ppo_config.rollout_length * n_envs
     if stride % ppo_config.n_minibatches:

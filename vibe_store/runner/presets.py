@@ -10,9 +10,11 @@ from vibe_store.algorithms.sac import SACConfig
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.dqn import train_dqn
+from vibe_store.runner.environment import Environment
 from vibe_store.runner.loop import TrainResult
 from vibe_store.runner.ppo import train_ppo
 from vibe_store.runner.sac import train_sac
+from vibe_store.runner.wrappers import BinaryObservation
 
 __all__ = ["Preset", "get_preset", "preset_names"]
 
@@ -28,6 +30,7 @@ class Preset:
         config: the hyperparameters, of the algorithm's own class.
         runner: the settings of the run.
         trainer: the function that runs it, :func:`~vibe_store.runner.train_dqn` say.
+        wrap: what is put around the environment; None leaves it as it is.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Preset:
     config: Any
     runner: RunnerConfig
     trainer: Callable[..., TrainResult]
+    wrap: Callable[[Environment], Environment] | None = None
 
     def train(
         self, env: Any, env_params: Any, config: Any, runner_config: RunnerConfig, **others: Any
@@ -58,7 +62,7 @@ class Preset:
                 'pip install "vibe-store[rl]"'
             ) from error
         env, env_params = gymnax.make(self.env_id)
-        return env, env_params
+        return (env if self.wrap is None else self.wrap(env)), env_params
 
 
 def get_preset(name: str) -> Preset:
@@ -75,6 +79,43 @@ def get_preset(name: str) -> Preset:
 def preset_names() -> tuple[str, ...]:
     """Return the names of all presets, sorted."""
     return tuple(sorted(_PRESETS))
+
+
+def _minatar(game: str) -> Preset:
+    """Return DQN on a MinAtar game, with the network and the settings of Young & Tian (arXiv:1903.03176).
+
+    Unlike there, it learns by Adam in place of RMSProp, from one batch of 64 every 4 steps in place of one of
+    32 at every step, and the target network follows every 1,000 steps, as there.
+    """
+    return Preset(
+        name=f"{game.lower()}_minatar_dqn",
+        algorithm="dqn",
+        env_id=f"{game}-MinAtar",
+        config=DQNConfig(
+            network="cnn",
+            hidden_sizes=(128,),
+            learning_rate=2.5e-4,
+            buffer_size=100_000,
+            batch_size=64,
+            learning_starts=5_000,
+            train_interval=4,
+            target_update_interval=250,
+            epsilon_end=0.1,
+            exploration_steps=100_000,
+            loss="huber",
+        ),
+        # A checkpoint holds some 100 MB of replay buffer, so they are few.
+        runner=RunnerConfig(
+            total_timesteps=2_000_000,
+            num_envs=8,
+            checkpoint_interval=100_000,
+            max_checkpoints=2,
+            eval_interval=50_000,
+            log_interval=10_000,
+        ),
+        trainer=train_dqn,
+        wrap=BinaryObservation,
+    )
 
 
 _PRESETS = {
@@ -113,5 +154,55 @@ _PRESETS = {
             ),
             trainer=train_sac,
         ),
+        Preset(
+            name="acrobot_dqn",
+            algorithm="dqn",
+            env_id="Acrobot-v1",
+            config=DQNConfig(
+                learning_rate=6.3e-4,
+                buffer_size=50_000,
+                train_interval=4,
+                target_update_interval=60,
+                exploration_steps=12_000,
+            ),
+            runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
+            trainer=train_dqn,
+        ),
+        Preset(
+            name="mountaincar_dqn",
+            algorithm="dqn",
+            env_id="MountainCar-v0",
+            config=DQNConfig(
+                learning_rate=1e-3,
+                gamma=0.98,
+                buffer_size=50_000,
+                train_interval=4,
+                target_update_interval=150,
+                epsilon_end=0.07,
+                exploration_steps=50_000,
+            ),
+            runner=RunnerConfig(total_timesteps=200_000, num_envs=8),
+            trainer=train_dqn,
+        ),
+        Preset(
+            name="mountaincarcontinuous_sac",
+            algorithm="sac",
+            env_id="MountainCarContinuous-v0",
+            config=SACConfig(
+                hidden_sizes=(64, 64),
+                actor_learning_rate=3e-4,
+                critic_learning_rate=3e-4,
+                gamma=0.9999,
+                tau=0.01,
+                buffer_size=50_000,
+                batch_size=256,
+                learning_starts=10_000,
+                initial_temperature=0.1,
+                learn_temperature=False,
+            ),
+            runner=RunnerConfig(total_timesteps=50_000, num_envs=8),
+            trainer=train_sac,
+        ),
+        *(_minatar(game) for game in ("Breakout", "Freeway", "Asterix", "SpaceInvaders")),
     )
 }

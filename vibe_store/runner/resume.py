@@ -1,23 +1,18 @@
 """Opening the checkpoints of a run, and restoring one: what was saved must fit what is to be trained."""
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from vibe_store.errors import (
-    CheckpointsExistError,
-    InvalidValueError,
-    TemplateMismatchError,
-    VibeStoreWarning,
-)
+from vibe_store.errors import CheckpointsExistError, InvalidValueError, TemplateMismatchError
 from vibe_store.interfaces import Checkpointer
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.loop import Carry, Program
 from vibe_store.runner.signals import TrainingInterrupted
+from vibe_store.runner.warning import warn_caller
 
 __all__ = ["best_so_far", "opened", "restore"]
 
@@ -47,11 +42,9 @@ def opened(
         yield given, latest
     elif config.checkpoint_dir is None:
         if config.resume:
-            warnings.warn(
+            warn_caller(
                 "Nothing is being saved and there is nothing to resume from, because "
-                "RunnerConfig.checkpoint_dir is None: set it to a directory.",
-                VibeStoreWarning,
-                stacklevel=5,
+                "RunnerConfig.checkpoint_dir is None: set it to a directory."
             )
         yield None, None
     else:
@@ -61,7 +54,7 @@ def opened(
 
 
 def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Array) -> Carry:
-    """Restore one step.
+    """Restore one step; where it was saved without its replay buffer, warn, and begin an empty one.
 
     Raises:
         InvalidValueError: it is a checkpoint of another algorithm or environment.
@@ -77,8 +70,12 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
             )
     changes = _changes(saved, program.metadata)
     like = jax.eval_shape(program.init, key)
+    replay = program.replay
+    if saved.get("runner_config", {}).get("save_replay_buffer", True):
+        replay = None
+    runner = like.runner if replay is None else replay.remove(like.runner)
     try:
-        state, items = checkpointer.restore(step, like.state, items={"runner": like.runner})
+        state, items = checkpointer.restore(step, like.state, items={"runner": runner})
     except TemplateMismatchError as error:
         if not changes:
             raise
@@ -89,7 +86,15 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
         ) from error
     if changes:
         _log.warning("Resuming from step %d with changed settings: %s.", step, "; ".join(changes))
-    return Carry(state, items["runner"])
+    runner = items["runner"]
+    if replay is not None:
+        warn_caller(
+            f"The checkpoint of step {step} holds no replay buffer (save_replay_buffer=False), so this "
+            "resume is not exact: before it learns again, the run fills a new one with "
+            f"learning_starts={program.metadata['algorithm_config']['learning_starts']} steps of its policy."
+        )
+        runner = replay.renew(runner)
+    return Carry(state, runner)
 
 
 def best_so_far(checkpointer: Checkpointer) -> float:

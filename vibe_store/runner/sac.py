@@ -1,26 +1,26 @@
-"""``train_sac``: SAC on any number of copies of a gymnax environment with continuous actions."""
+"""``train_sac``: SAC on any number of copies of an environment with continuous actions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from vibe_store.algorithms.sac import SAC, SACConfig, SACState
-from vibe_store.interfaces import Checkpointer
+from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.environment import Environment
 from vibe_store.runner.envs import VectorEnv
 from vibe_store.runner.loop import MetricsWriter, Program, Progress, TrainResult
-from vibe_store.runner.off_policy import off_policy_program
+from vibe_store.runner.off_policy import off_policy_program, uniform_memory
 from vibe_store.runner.train import train
 
 __all__ = ["sac_program", "train_sac"]
 
 
 def train_sac(
-    env: Any,
-    env_params: Any,
+    env: Environment,
+    env_params: PyTree,
     *,
     sac_config: SACConfig,
     runner_config: RunnerConfig,
@@ -34,7 +34,8 @@ def train_sac(
     A run that was killed and resumed ends in the same bits as one that was not.
 
     Args:
-        env: a gymnax environment (gymnax 1.0 or newer) with continuous actions.
+        env: an environment of gymnax, or any :class:`~vibe_store.runner.environment.Environment`, with
+            continuous actions.
         env_params: its parameters.
         sac_config: the hyperparameters.
         runner_config: the length of the run, its checkpoints, evaluations and seed.
@@ -62,7 +63,9 @@ def train_sac(
     )
 
 
-def sac_program(env: Any, env_params: Any, *, sac_config: SACConfig, runner_config: RunnerConfig) -> Program:
+def sac_program(
+    env: Environment, env_params: PyTree, *, sac_config: SACConfig, runner_config: RunnerConfig
+) -> Program:
     """Return SAC on this environment as the functions that the training loop calls."""
     envs = VectorEnv(env, env_params)
     low, high = envs.action_bounds("SAC")
@@ -78,6 +81,7 @@ def sac_program(env: Any, env_params: Any, *, sac_config: SACConfig, runner_conf
         sac_config,
         runner_config,
         init=init,
+        memory=uniform_memory(SAC, sac_config),
         action=jax.ShapeDtypeStruct(low.shape, jnp.float32),
         learning=("critic_loss", "actor_loss", "q_mean", "entropy", "temperature"),
         report=lambda _state: {},

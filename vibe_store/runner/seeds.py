@@ -1,4 +1,4 @@
-"""Many runs at once, which differ in their seed alone: one program, whose arrays have one more axis."""
+"""Many runs at once that differ by their seed: one program, whose arrays have one more axis in front."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +33,9 @@ def of_seeds(program: Program, num_seeds: int) -> Program:
         step=jax.vmap(program.step, axis_name=_AXIS),
         report=jax.vmap(program.report, axis_name=_AXIS),
         evaluate=jax.vmap(program.evaluate, in_axes=(0, 0, None), axis_name=_AXIS),
+        replay=None
+        if program.replay is None
+        else replace(program.replay, renew=jax.vmap(program.replay.renew)),
     )
 
 
