@@ -146,7 +146,7 @@ def off_policy_program(
         step=step,
         report=report_all,
         evaluate=evaluate_state,
-        metadata=described(algorithm, envs.name, config, runner_config),
+        metadata=described(algorithm, envs, config, runner_config),
     )
 
 

@@ -164,5 +164,5 @@ def ppo_program(env: Any, env_params: Any, *, ppo_config: PPOConfig, runner_conf
         step=step,
         report=report,
         evaluate=evaluate_state,
-        metadata=described("ppo", envs.name, ppo_config, runner_config),
+        metadata=described("ppo", envs, ppo_config, runner_config),
     )
