@@ -79,10 +79,11 @@ def record_episode(
     """
     step = jax.jit(lambda key, env_state, obs: env.step(key, env_state, act(obs)))
     key, reset_key = jax.random.split(key)
-    obs, env_state = env.reset(reset_key, 1)
+    obs, env_state = jax.jit(env.reset, static_argnums=1)(reset_key, 1)
+    first = jax.jit(lambda env_state: jax.tree.map(lambda leaf: leaf[0], env_state))
     states, returns, total, done = [], [], 0.0, False
     while not done:
-        states.append(jax.tree.map(lambda leaf: leaf[0], env_state))
+        states.append(first(env_state))
         returns.append(total)
         key, step_key = jax.random.split(key)
         result = step(step_key, env_state, obs)
