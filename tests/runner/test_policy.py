@@ -1,5 +1,6 @@
 """``load_policy``: what acts is loaded from wherever a run is, and nothing else of it."""
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from vibe_store.runner import RunnerConfig, load_policy, select_seed, train_dqn
 from vibe_store.runner.dqn import dqn_program
 from vibe_store.runner.ppo import ppo_program
 from vibe_store.runner.sac import sac_program
-from vibe_store.runner.seeds import of_seeds, run_keys
+from vibe_store.runner.seeds import run_keys
 from vibe_store.storage.memory import MemoryStorage
 
 SAC_CONFIG = SACConfig(hidden_sizes=(8,), buffer_size=64, batch_size=8)
@@ -54,22 +55,23 @@ def agents(small: SimpleNamespace) -> Mapping[str, tuple[Any, Any, Any]]:
 def save(agents: Mapping[str, tuple[Any, Any, Any]]) -> Callable[..., list[Any]]:
     """Save a step for each metric, as the runners do; return the states."""
 
+    @functools.cache
+    def carry(name: str, seed: int) -> Any:
+        return inits[name](jax.random.key(seed))
+
     def run(directory: Any, name: str = "dqn", metrics: tuple[Any, ...] = (None,)) -> list[Any]:
-        program, states = agents[name][0], []
-        init = jax.jit(program.init)
         with CheckpointManager(directory, async_timeout_secs=None, max_to_keep=9) as manager:
             for index, metric in enumerate(metrics):
-                carry = init(jax.random.key(index))
-                states.append(carry.state)
                 manager.save(
                     10 * (index + 1),
-                    carry.state,
-                    items={"runner": carry.runner},
+                    carry(name, index).state,
+                    items={"runner": carry(name, index).runner},
                     metrics=None if metric is None else {"eval_return": metric},
-                    metadata=program.metadata,
+                    metadata=agents[name][0].metadata,
                 )
-        return states
+        return [carry(name, index).state for index in range(len(metrics))]
 
+    inits = {name: jax.jit(program.init) for name, (program, _, _) in agents.items()}
     return run
 
 
@@ -241,9 +243,10 @@ def three_seeds(small: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("seeds")
     settings = small.replace(RUNNER, num_seeds=3)
     program = dqn_program(*gymnax.make("CartPole-v1"), dqn_config=small.dqn, runner_config=settings)
-    carry = jax.jit(of_seeds(program, 3).init)(run_keys(0, 3))
-    save_checkpoint(directory, carry.state, step=10, metadata=program.metadata)
-    return directory, carry.state
+    init = jax.jit(jax.vmap(lambda key: DQN.init(key, (4,), 2, config=small.dqn)))
+    states = init(run_keys(0, 3))
+    save_checkpoint(directory, states, step=10, metadata=program.metadata)
+    return directory, states
 
 
 def test_one_of_several_seeds_is_selected(three_seeds: tuple[Path, Any], small: SimpleNamespace) -> None:
