@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments.classic_control.cartpole import CartPole
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.checkpoint import CheckpointManager
@@ -154,14 +155,33 @@ def test_an_environment_that_gymnax_does_not_have_is_a_sentence(
     assert ran.err.startswith("error: gymnax has no environment 'MyPole-v0', on which this checkpoint was")
 
 
+class WithAZero(CartPole):
+    """CartPole whose observations have a fifth number, under the same name."""
+
+    def get_obs(self, *arguments: Any, **named: Any) -> jax.Array:
+        return jnp.append(super().get_obs(*arguments, **named), 0.0)
+
+
 def test_an_environment_of_the_same_name_and_another_shape_is_refused(
+    vibe_store: Run, tmp_path: Path
+) -> None:
+    env = WithAZero()
+    save(tmp_path, (env, env.default_params))
+    ran = vibe_store("eval", tmp_path)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("error: CartPole-v1 as gymnax makes it has {'obs_shape': [4], ")
+    assert "was trained on {'obs_shape': [5], " in ran.err
+
+
+def test_parameters_that_this_gymnax_does_not_have_are_named(
     vibe_store: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env, params = gymnax.make("CartPole-v1")
-    monkeypatch.setattr(type(env), "name", "Acrobot-v1")
-    save(tmp_path, (env, params.replace()))
-    monkeypatch.undo()
-    assert "Acrobot-v1" in vibe_store("eval", tmp_path).err
+    monkeypatch.setattr(type(env), "name", "Pendulum-v1")
+    save(tmp_path, (env, params))
+    ran = vibe_store("eval", tmp_path)
+    assert (ran.status, ran.out) == (1, "")
+    assert "on Pendulum-v1 with the parameters force_mag, " in ran.err
 
 
 def frames_of(path: Path) -> int:
