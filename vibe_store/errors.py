@@ -16,6 +16,7 @@ __all__ = [
     "SaveTimeoutError",
     "StepAlreadyExistsError",
     "TemplateMismatchError",
+    "TrainerFailedError",
     "UnknownProviderError",
     "UnsupportedLeafError",
     "UnverifiedCheckpointWarning",
@@ -85,6 +86,10 @@ class SaveFailedError(VibeStoreError, RuntimeError):
 
 class SaveTimeoutError(VibeStoreError, TimeoutError):
     """A save in the background did not finish within ``async_timeout_secs``."""
+
+
+class TrainerFailedError(VibeStoreError, RuntimeError):
+    """A trainer that was to be killed and resumed failed by itself, or did not resume."""
 
 
 class WriterLockedError(VibeStoreError, BlockingIOError):

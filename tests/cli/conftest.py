@@ -1,7 +1,7 @@
 """A run's folder with two real checkpoints, and the command run in this process."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,3 +55,24 @@ def pristine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_path(pristine_run: Path, tmp_path: Path) -> Path:
     """A copy of a run with the committed steps 10 and 20, for this test alone."""
     return Path(shutil.copytree(pristine_run, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a module compiles once it takes from a cache from then on."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in cache.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

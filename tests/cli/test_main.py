@@ -16,7 +16,7 @@ Run = Callable[..., Any]
 def test_help_names_every_command(vibe_store: Run) -> None:
     ran = vibe_store("--help")
     assert (ran.status, ran.err) == (0, "")
-    for command in ("train", "ls", "show", "verify", "plugins"):
+    for command in ("train", "eval", "curves", "verify-resume", "ls", "show", "verify", "plugins"):
         assert f"\n  {command} " in ran.out
 
 
@@ -30,8 +30,8 @@ def test_an_unknown_command_is_answered_with_those_that_exist(vibe_store: Run) -
     ran = vibe_store("lst")
     assert ran.status == 2
     assert (
-        ran.err
-        == "error: there is no command 'lst'; there are train, ls, show, verify, copy, prune, plugins.\n"
+        ran.err == "error: there is no command 'lst'; there are train, eval, curves, verify-resume, "
+        "ls, show, verify, copy, prune, plugins.\n"
     )
 
 

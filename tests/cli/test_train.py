@@ -10,18 +10,19 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from vibe_store import RunDir, open_storage
 from vibe_store.checkpoint import list_checkpoints
 from vibe_store.metrics import read_metrics
 from vibe_store.run_dir import find_runs
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 Run = Callable[..., Any]
 
@@ -30,24 +31,6 @@ TINY = (
     *("--dqn.learning-starts", "16", "--runner.num-envs", "4", "--runner.eval-interval", "None"),
     *("--runner.checkpoint-interval", "32", "--runner.log-interval", "16", "--runner.total-timesteps", "64"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """All runs here are of one program; the first compiles it, the others take it from a cache."""
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

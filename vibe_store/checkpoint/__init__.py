@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vibe_store.checkpoint.directory import initialize_checkpoint_dir as initialize_checkpoint_dir
     from vibe_store.checkpoint.eqx_files import load_eqx as load_eqx
     from vibe_store.checkpoint.eqx_files import save_eqx as save_eqx
+    from vibe_store.checkpoint.finding import find_checkpoint as find_checkpoint
     from vibe_store.checkpoint.looking import CheckpointStatus as CheckpointStatus
     from vibe_store.checkpoint.looking import Fault as Fault
     from vibe_store.checkpoint.looking import list_checkpoints as list_checkpoints
@@ -35,6 +36,7 @@ _WHERE = {
     "Manifest": "vibe_store.checkpoint.manifest",
     "PrunedCheckpoints": "vibe_store.checkpoint.pruning",
     "copy_checkpoints": "vibe_store.checkpoint.copying",
+    "find_checkpoint": "vibe_store.checkpoint.finding",
     "initialize_checkpoint_dir": "vibe_store.checkpoint.directory",
     "list_checkpoints": "vibe_store.checkpoint.looking",
     "load_checkpoint": "vibe_store.checkpoint.oneshot",

@@ -27,6 +27,17 @@ _COMMANDS = {
     "train": _Command(
         "vibe_store.cli.train:train", "Train an agent, or go on with a run that was stopped.", extras="cli,rl"
     ),
+    "eval": _Command(
+        "vibe_store.cli.evaluate:evaluate", "Play episodes with the policy of a checkpoint.", extras="cli,rl"
+    ),
+    "curves": _Command(
+        "vibe_store.cli.curves:curves", "Draw the learning curves of runs.", extras="cli,plot"
+    ),
+    "verify-resume": _Command(
+        "vibe_store.cli.verify_resume:verify_resume",
+        "Kill and resume a preset, and compare it with itself undisturbed.",
+        extras="cli,rl",
+    ),
     "ls": _Command("vibe_store.cli.inspect:ls", "List the checkpoints of a directory or run."),
     "show": _Command("vibe_store.cli.inspect:show", "Show what one checkpoint holds, leaf by leaf."),
     "verify": _Command("vibe_store.cli.inspect:verify", "Read checkpoints whole and name every fault."),
@@ -94,7 +105,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:<9}{command.summary}" for name, command in _COMMANDS.items())
+    rows = "\n".join(f"  {name:<15}{command.summary}" for name, command in _COMMANDS.items())
     return (
         "usage: vibe-store COMMAND ...\n\n"
         f"{rows}\n\n"

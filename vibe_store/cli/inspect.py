@@ -22,14 +22,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vibe_store.checkpoint.layout import split_step_folder
+from vibe_store.checkpoint.finding import located
 from vibe_store.checkpoint.looking import list_checkpoints, load_manifest, verify_checkpoint
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import locate
@@ -39,11 +38,9 @@ from vibe_store.cli.plugins import list_plugins
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import Leaf, Verify
-from vibe_store.registry import open_storage
 from vibe_store.storage.redaction import without_credentials
-from vibe_store.storage.url_path import UrlPath
 
-__all__ = ["located", "ls", "plugins", "print_json", "show", "step_number", "verify"]
+__all__ = ["ls", "plain_metrics", "plugins", "print_json", "show", "step_number", "verify"]
 
 _Directory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 _Step = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
@@ -120,7 +117,7 @@ def ls(argv: Sequence[str]) -> int:
                     "size": info and info.size,
                     "serializer": info and info.serializer,
                     "items": info and list(info.items),
-                    "metrics": info and _plain_metrics(info.metrics),
+                    "metrics": info and plain_metrics(info.metrics),
                     "pinned": info and info.pinned,
                 }
             )
@@ -164,7 +161,7 @@ def show(argv: Sequence[str]) -> int:
                 "format": manifest.format,
                 "size": manifest.size,
                 "versions": dict(manifest.versions),
-                "metrics": _plain_metrics(manifest.metrics),
+                "metrics": plain_metrics(manifest.metrics),
                 "metadata": metadata,
                 "items": {
                     name: {
@@ -260,38 +257,6 @@ def step_number(word: str | None) -> int | None:
     raise SystemExit(2)
 
 
-def located(directory: str, step: int | None, options: Mapping[str, Any] | None) -> tuple[str, int | None]:
-    """Return the directory of checkpoints that is meant, and the step where the directory itself says it."""
-    is_url = "://" in directory
-    path = open_storage(directory, **(options or {})).local_path("") if is_url else Path(directory)
-    if path is not None and not path.exists():
-        raise CheckpointNotFoundError(f"There is no directory {without_credentials(directory)}.")
-    if path is not None and not path.is_dir():
-        raise CheckpointNotFoundError(
-            f"{without_credentials(directory)} is a file; give a directory of checkpoints."
-        )
-    if path is None:
-        return _located_by_url(UrlPath(directory, options), step)
-    if (path / "checkpoints").is_dir():
-        return str(path / "checkpoints"), step
-    if path.is_symlink() and not is_url:
-        directory = str(path.resolve())
-    folder = split_step_folder(directory)
-    if folder is not None and step is None:
-        return folder
-    return directory, step
-
-
-def _located_by_url(url: UrlPath, step: int | None) -> tuple[str, int | None]:
-    found = locate(url, None, None)[1] if step is None else None
-    if found is not None:
-        return str(url.parent), found
-    below = url / "checkpoints"
-    if url.name != below.name and any(True for _ in open_storage(below.url, **below.storage_options).list()):
-        return str(below), step
-    return str(url), step
-
-
 def _manifest(directory: str, step: int | None, options: Mapping[str, Any] | None) -> Manifest:
     """Return the manifest of a step; without one, of the directory itself, else of its newest step."""
     try:
@@ -357,7 +322,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _plain_metrics(metrics: Mapping[str, float] | None) -> dict[str, float | str] | None:
+def plain_metrics(metrics: Mapping[str, float] | None) -> dict[str, float | str] | None:
+    """Return metrics as JSON can hold them; what it lacks as text."""
     if metrics is None:
         return None
     return {

@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vibe_store.checkpoint.copying import CopyProgress, copy_checkpoints
+from vibe_store.checkpoint.finding import located
 from vibe_store.checkpoint.layout import read_best
 from vibe_store.checkpoint.opening import open_directory
 from vibe_store.checkpoint.pruning import prune_checkpoints
 from vibe_store.checkpoint.step_index import latest_step
-from vibe_store.cli.inspect import located, print_json, step_number
+from vibe_store.cli.inspect import print_json, step_number
 from vibe_store.cli.options import StorageOptions, parse_options
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, InvalidValueError

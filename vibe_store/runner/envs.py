@@ -1,9 +1,11 @@
 """Gymnax environments, several at a time: checked once, strongly typed, with their episodes counted."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from vibe_store.errors import InvalidValueError
@@ -17,6 +19,9 @@ _RECENT_EPISODES = 100
 
 _DTYPES = (jnp.floating, jnp.bool_, jnp.uint8, jnp.int32)
 """What a network can take without losing anything."""
+
+_MOST_NUMBERS = 1_000
+"""Larger arrays among the parameters of an environment are not stored with each checkpoint."""
 
 
 class EnvStep(NamedTuple):
@@ -102,6 +107,23 @@ class VectorEnv:
                 f"{high}. Wrap the environment so that its action space has finite bounds."
             )
         return low, high
+
+    def spaces(self) -> dict[str, Any]:
+        """Return what a policy's template takes: ``obs_shape``, ``n_actions`` and whether ``continuous``."""
+        space = self.env.action_space(self.params)
+        n_actions = int(space.n) if self.is_discrete() else int(np.prod(space.shape))
+        return {
+            "obs_shape": list(self.obs_shape),
+            "n_actions": n_actions,
+            "continuous": not self.is_discrete(),
+        }
+
+    def plain_params(self) -> dict[str, Any]:
+        """Return the parameters that are finite numbers, or small arrays of those, as JSON holds them."""
+        if not dataclasses.is_dataclass(self.params):
+            return {}
+        values = {field.name: getattr(self.params, field.name) for field in dataclasses.fields(self.params)}
+        return {name: np.asarray(value).tolist() for name, value in values.items() if _is_plain(value)}
 
     def reset(self, key: Array, n: int) -> tuple[Array, PyTree]:
         """Return the observations and states of ``n`` environments at the start of an episode."""
@@ -267,3 +289,13 @@ def _described(value: Any) -> str:
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"an array of shape {value.shape}"
     return f"a {type(value).__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic | Array):
+        kinds = (jnp.bool_, jnp.integer, jnp.floating)
+        if value.size > _MOST_NUMBERS or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+            return False
+    elif not isinstance(value, bool | int | float):
+        return False
+    return bool(np.all(np.isfinite(value)))

@@ -10,7 +10,7 @@ from jax import Array
 from vibe_store.interfaces import PyTree
 from vibe_store.runner.envs import VectorEnv
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "record_episode"]
 
 
 class Evaluation(NamedTuple):
@@ -62,3 +62,31 @@ def evaluate(env: VectorEnv, act: Callable[[Array], Array], key: Array, *, episo
     )
     end = jax.lax.while_loop(lambda carry: jnp.any(carry.playing), step, start)
     return Evaluation(end.returns, end.lengths)
+
+
+def record_episode(
+    env: VectorEnv, act: Callable[[Array], Array], key: Array
+) -> tuple[list[PyTree], list[float]]:
+    """Play one episode to its end, and keep each state in which there was something to choose.
+
+    Args:
+        env: the environments, one of which is played.
+        act: maps observations of shape ``(1, *obs_shape)`` to actions.
+        key: a PRNG key; the result depends on nothing else.
+
+    Returns:
+        The states, and the undiscounted return up to each of them.
+    """
+    step = jax.jit(lambda key, env_state, obs: env.step(key, env_state, act(obs)))
+    key, reset_key = jax.random.split(key)
+    obs, env_state = jax.jit(env.reset, static_argnums=1)(reset_key, 1)
+    first = jax.jit(lambda env_state: jax.tree.map(lambda leaf: leaf[0], env_state))
+    states, returns, total, done = [], [], 0.0, False
+    while not done:
+        states.append(first(env_state))
+        returns.append(total)
+        key, step_key = jax.random.split(key)
+        result = step(step_key, env_state, obs)
+        obs, env_state = result.obs, result.env_state
+        total, done = total + float(result.reward[0]), bool(result.done[0])
+    return states, returns

@@ -177,7 +177,7 @@ def off_policy_program(
         step=step,
         report=report_all,
         evaluate=evaluate_state,
-        metadata=described(algorithm, envs.name, config, runner_config),
+        metadata=described(algorithm, envs, config, runner_config),
         replay=ReplayParts(
             remove=lambda runner: runner._replace(replay=None),
             renew=lambda runner: runner._replace(replay=empty_replay()),

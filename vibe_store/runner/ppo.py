@@ -212,5 +212,5 @@ def ppo_program(
         step=step,
         report=report,
         evaluate=evaluate_state,
-        metadata=described("ppo", envs.name, ppo_config, runner_config),
+        metadata=described("ppo", envs, ppo_config, runner_config),
     )

@@ -8,6 +8,7 @@ import jax
 
 from vibe_store.interfaces import Checkpointer
 from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.envs import VectorEnv
 from vibe_store.runner.loop import Callbacks, MetricsWriter, Program, Progress, Trainer, TrainResult
 from vibe_store.runner.resume import best_so_far, opened, restore
 from vibe_store.runner.seeds import of_seeds, run_keys
@@ -46,12 +47,12 @@ def train(
         ).run()
 
 
-def described(algorithm: str, env: str, config: Any, runner_config: RunnerConfig) -> Mapping[str, Any]:
+def described(algorithm: str, envs: VectorEnv, config: Any, runner_config: RunnerConfig) -> Mapping[str, Any]:
     """Return what is stored with each checkpoint of a run.
 
     Args:
         algorithm: its name.
-        env: the environment's.
+        envs: the environments.
         config: the algorithm's configuration, a dataclass.
         runner_config: the settings of the run.
     """
@@ -60,7 +61,9 @@ def described(algorithm: str, env: str, config: Any, runner_config: RunnerConfig
     del settings["checkpoint_dir"]
     return {
         "algorithm": algorithm,
-        "env": env,
+        "env": envs.name,
+        "env_params": envs.plain_params(),
+        "spaces": envs.spaces(),
         "algorithm_config": {
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
         },
