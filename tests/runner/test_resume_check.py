@@ -14,6 +14,8 @@ from vibe_store.errors import InvalidValueError, TrainerFailedError
 from vibe_store.runner import ResumeReport, verify_resume
 from vibe_store.runner.resume_check import differing_leaves
 
+pytestmark = pytest.mark.proof
+
 TRAINER = Path(__file__).with_name("counting_trainer.py")
 
 

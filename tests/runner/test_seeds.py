@@ -14,6 +14,8 @@ from vibe_store.algorithms.ppo import PPOConfig
 from vibe_store.errors import InvalidValueError, TemplateMismatchError
 from vibe_store.runner import TrainResult, select_seed, train_dqn, train_ppo
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def train(cartpole: tuple[Any, Any], small: SimpleNamespace) -> Any:

@@ -12,6 +12,8 @@ import pytest
 from vibe_store.errors import TemplateMismatchError
 from vibe_store.runner import TrainResult, select_seed, train_dqn
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def train(cartpole: tuple[Any, Any], small: SimpleNamespace) -> Any:

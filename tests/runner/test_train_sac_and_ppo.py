@@ -31,6 +31,8 @@ RUNNER = RunnerConfig(
     log_interval=50,
 )
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def pendulum() -> tuple[Any, Any]:

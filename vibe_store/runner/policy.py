@@ -135,7 +135,7 @@ def _acting_ppo(
     key: Array, *, config: PPOConfig, obs_shape: tuple[int, ...], n_actions: int, continuous: bool
 ) -> PyTree:
     state: Any = PPO.init(key, obs_shape, n_actions, config=config, continuous=continuous)
-    state = _only(state, "params", "action_scale", "action_bias")
+    state = _only(state, "params", "obs_stats", "action_scale", "action_bias")
     return state._replace(params=replace(state.params, critic=None))
 
 
