@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pytest
 
 from vibe_store import builtins
@@ -66,8 +66,8 @@ def registry_of(monkeypatch: pytest.MonkeyPatch) -> RegistryOf:
     module = ModuleType("targets")
     for target in (Storage, FsspecStorage, NeedsAtUse, Refuses, Unfinished):
         setattr(module, target.__name__, target)
-    module.not_callable = 3  # type: ignore[attr-defined]
-    module.makes_nothing = lambda: None  # type: ignore[attr-defined]
+    module.not_callable = 3
+    module.makes_nothing = lambda: None
     monkeypatch.setitem(sys.modules, "targets", module)
 
     def make(

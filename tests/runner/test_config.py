@@ -46,7 +46,7 @@ def test_the_checkpoint_fields_have_the_documented_defaults() -> None:
 
 
 def test_a_path_is_taken_as_the_directory() -> None:
-    assert RunnerConfig(checkpoint_dir=Path("a/b")).checkpoint_dir == "a/b"  # type: ignore[arg-type]
+    assert RunnerConfig(checkpoint_dir=Path("a/b")).checkpoint_dir == "a/b"
 
 
 @pytest.mark.parametrize("name", preset_names())

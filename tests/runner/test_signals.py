@@ -65,7 +65,7 @@ def test_a_last_save_that_takes_too_long_is_given_up_and_said(
 ) -> None:
     released = threading.Event()
 
-    class Slow(new_memory):  # type: ignore[misc]
+    class Slow(new_memory):
         def wait(self) -> None:
             released.wait(60)
 

@@ -255,12 +255,12 @@ def test_a_resumed_run_knows_the_best_return_before_it(
 def test_a_save_that_fails_in_the_background_is_told_and_training_goes_on(
     cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type, straight: tuple[TrainResult, Any]
 ) -> None:
-    class FullDisk(new_memory):  # type: ignore[misc]
+    class FullDisk(new_memory):
         def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
             if step == 208 and 112 in self.steps:
                 del self.steps[112]
                 raise SaveFailedError("Saving step 112 failed: no space left.", step=112)
-            return super().save(step, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().save(step, *args, **kwargs)
 
     memory = FullDisk()
     with pytest.warns(VibeStoreWarning, match="Saving step 112 failed: no space left. Training goes on."):

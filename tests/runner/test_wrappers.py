@@ -91,7 +91,7 @@ def test_the_old_interface_passes_through_a_wrapper(cartpole: tuple[Any, Any]) -
 )
 def test_what_is_no_number_is_not_flattened(observation: Any, leaf: str) -> None:
     env = Tree()
-    env.observe = lambda _: observation  # type: ignore[method-assign]
+    env.observe = lambda _: observation
     with pytest.raises(InvalidValueError, match=f"observation of Tree cannot be flattened: {leaf}"):
         FlattenObservation(env).reset(KEY, None)
 

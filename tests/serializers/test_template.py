@@ -13,7 +13,7 @@ class Nameless:
 
     def __init__(self) -> None:
         self.__qualname__ = self.__name__ = ""
-        self.__module__ = None  # type: ignore[assignment]
+        self.__module__ = None
 
     def __call__(self) -> None: ...
 

@@ -247,7 +247,7 @@ def test_the_session_of_an_upload_is_in_no_error_and_no_log(
     shown, error = caplog.text, caught.value
     while error is not None:
         shown += f"{error} {error!r} {json.dumps(getattr(error, '__notes__', []))}"
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        error = error.__cause__ or error.__context__
     assert session
     assert session not in shown
 

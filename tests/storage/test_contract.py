@@ -115,7 +115,7 @@ def test_a_reader_never_sees_part_of_an_object_that_is_replaced(opener: Opener) 
 
 def test_the_callers_buffer_is_not_kept(storage: StorageBackend) -> None:
     buffer = bytearray(b"before")
-    storage.write("k", buffer)  # type: ignore[arg-type]
+    storage.write("k", buffer)
     buffer[:] = b"after!"
     assert storage.read("k") == b"before"
 
@@ -408,7 +408,7 @@ def test_a_key_is_taken_as_it_is(storage: StorageBackend, tmp_path: Path, key: s
 @pytest.mark.parametrize("opener", ["local", "memory", "fsspec"], indirect=True)
 def test_the_url_opens_the_same_storage_again(storage: StorageBackend) -> None:
     storage.write("a", b"1")
-    assert type(storage)(storage.url).read("a") == b"1"  # type: ignore[call-arg]
+    assert type(storage)(storage.url).read("a") == b"1"
     assert storage.url in repr(storage)
 
 
@@ -439,24 +439,24 @@ def test_any_sequence_of_calls_does_what_a_dictionary_would(
     source = tmp_path / "source"
     for name, subject, data in operations:
         if name == "delete":
-            storage.delete(subject)  # type: ignore[arg-type]
-            for key in subject:  # type: ignore[attr-defined]
+            storage.delete(subject)
+            for key in subject:
                 model.pop(key, None)
         elif name == "list":
-            expected = sorted(key for key in model if key.startswith(subject))  # type: ignore[arg-type]
-            assert keys_of(storage, subject) == expected  # type: ignore[arg-type]
+            expected = sorted(key for key in model if key.startswith(subject))
+            assert keys_of(storage, subject) == expected
         else:
-            key: str = subject  # type: ignore[assignment]
+            key: str = subject
             collides = any(
                 other == key or (are_paths and f"{max(key, other)}/".startswith(f"{min(key, other)}/"))
                 for other in model
             )
-            source.write_bytes(data)  # type: ignore[arg-type]
+            source.write_bytes(data)
             try:
                 if name in {"put", "move"}:
                     storage.put(source, key, move=name == "move")
                 else:
-                    storage.write(key, data, overwrite=name == "write")  # type: ignore[arg-type]
+                    storage.write(key, data, overwrite=name == "write")
             except FileExistsError:
                 assert name == "create"
                 assert collides
@@ -465,7 +465,7 @@ def test_any_sequence_of_calls_does_what_a_dictionary_would(
                 assert key not in model
             else:
                 assert key in model or not collides
-                model[key] = data  # type: ignore[assignment]
+                model[key] = data
     assert {blob.key: storage.read(blob.key) for blob in storage.list()} == model
     assert [blob.size for blob in storage.list()] == [len(model[key]) for key in sorted(model)]
 

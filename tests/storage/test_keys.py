@@ -50,7 +50,7 @@ def test_any_other_names_make_a_key(key: str) -> None:
 
 def test_a_key_that_is_no_text_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="bytes"):
-        check_key(b"a")  # type: ignore[arg-type]
+        check_key(b"a")
 
 
 @pytest.mark.parametrize("keys", ["abc", b"abc"])

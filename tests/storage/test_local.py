@@ -212,7 +212,7 @@ def test_a_folder_that_another_removes_in_between_is_made_again(
     mkdir, removed = Path.mkdir, []
 
     def mkdir_then_remove(path: Path, *arguments: object, **options: object) -> None:
-        mkdir(path, *arguments, **options)  # type: ignore[arg-type]
+        mkdir(path, *arguments, **options)
         if len(removed) < 3:
             removed.append(path)
             path.rmdir()
@@ -487,7 +487,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     seen: list[tuple[str, str]] = []
 
     def name(path: object) -> str:
-        text = Path(os.fsdecode(path)).name  # type: ignore[arg-type]
+        text = Path(os.fsdecode(path)).name
         return "TMP" if text.startswith(TEMPORARY_PREFIX) else text
 
     fsync, link, unlink, replace = os.fsync, os.link, os.unlink, os.replace

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
-from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
-from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import url_to_fs
 
 from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, MissingDependencyError, VibeStoreWarning

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import aiohttp
-from gcsfs.core import GCSFileSystem  # type: ignore[import-untyped]
-from gcsfs.retry import HttpError, is_retriable  # type: ignore[import-untyped]
+from gcsfs.core import GCSFileSystem
+from gcsfs.retry import HttpError, is_retriable
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.object_store import ChangedError, Extent, IncompleteError, ObjectStore, read_exactly

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 import aiohttp
-from botocore import exceptions as botocore  # type: ignore[import-untyped]
-from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from botocore import exceptions as botocore
+from botocore.parsers import ResponseParserError
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.calls import AT_ONCE, together
