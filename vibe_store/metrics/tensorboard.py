@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.storage.url_path import UrlPath, place_of
@@ -12,7 +12,7 @@ from vibe_store.storage.url_path import UrlPath, place_of
 __all__ = ["TensorBoardLogger"]
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
     """Writes each number of a line of metrics as a point of the curve of that name, at the line's ``"step"``.
 
     Lists are curves of their own (``eval_return_by_seed/0`` and so on); what is no number is left out, as are
@@ -64,14 +64,5 @@ class TensorBoardLogger:
         """Write what is left; twice is no error."""
         self._writer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        del kind, error, traceback
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -90,28 +90,18 @@ def train_ppo(
     on_progress: Callable[[Progress], None] | None = None,
     on_best: Callable[[int], None] | None = None,
 ) -> TrainResult:
-    """Train PPO until ``runner_config.total_timesteps``, saving and evaluating on the way.
-
-    A run that was killed and resumed ends in the same bits as one that was not.
+    """Train PPO until ``runner_config.total_timesteps``, as :func:`~vibe_store.runner.train_dqn` does.
 
     Args:
-        env: an environment of gymnax, or any :class:`~vibe_store.runner.environment.Environment`, with
-            discrete or continuous actions.
+        env: an environment with discrete actions, or with continuous ones that have bounds.
         env_params: its parameters.
         ppo_config: the hyperparameters.
-        runner_config: the length of the run, its checkpoints, evaluations and seed.
-        checkpointer: where to save, instead of one that is opened on ``runner_config.checkpoint_dir``; it is
-            left open.
-        metrics: gets a line of metrics every ``log_interval`` steps and at each evaluation.
-        on_progress: is called about twice a second.
-        on_best: is called with the step of each checkpoint whose evaluation is the best so far.
-
-    Raises:
-        InvalidValueError: the environment or a setting cannot be used, or the checkpoint to resume from is of
-            another environment.
-        CheckpointsExistError: there are checkpoints, and neither ``resume`` nor ``overwrite`` is set.
-        TemplateMismatchError: the checkpoint to resume from is of another network or number of environments.
-        TrainingInterrupted: Ctrl-C or SIGTERM came; the run is saved, and can be resumed.
+        runner_config: the settings of the run; these and the other arguments are those of ``train_dqn``, as
+            is what is raised.
+        checkpointer: where to save.
+        metrics: gets the lines of metrics.
+        on_progress: is told how far the run is.
+        on_best: is told of the best step so far.
     """
     program = ppo_program(env, env_params, ppo_config=ppo_config, runner_config=runner_config)
     return train(
