@@ -21,6 +21,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks a real server as a proof, except the contract of storages, kept on each Python."""
+    for item in items:
+        params = getattr(item, "callspec", None)
+        words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
+        asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
+        if asks and item.path.name != "test_contract.py":
+            item.add_marker(pytest.mark.proof)
+
+
 @pytest.fixture(autouse=True)
 def _forgotten_memory() -> Iterator[None]:
     """Objects in memory last as long as the process, and the more there are the longer each call takes."""

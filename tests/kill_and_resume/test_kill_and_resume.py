@@ -23,6 +23,8 @@ from vibe_store.checkpoint.step_index import latest_step
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
 
+pytestmark = pytest.mark.proof
+
 TOTAL, INTERVAL = 20_000, 1_000
 TRAINEE = Path(__file__).with_name("trainee.py")
 
@@ -41,8 +43,7 @@ class Home:
 _ALONE = pytest.mark.xdist_group("kill_and_resume")
 _LOCAL = pytest.param("local", marks=_ALONE)
 _S3, _GCS = (
-    pytest.param(kind, marks=[pytest.mark.proof, pytest.mark.xdist_group(f"kill_and_resume_{kind}")])
-    for kind in ("s3", "gcs")
+    pytest.param(kind, marks=pytest.mark.xdist_group(f"kill_and_resume_{kind}")) for kind in ("s3", "gcs")
 )
 
 
