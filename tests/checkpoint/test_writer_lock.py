@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_manager_that_is_made_again_in_the_same_process_is_not_locked_out(
 
 
 def test_the_last_manager_that_goes_unlocks_the_directory_closed_or_not(
-    tmp_path: Path, scenarios: ModuleType, processes: Any
+    tmp_path: Path, scenarios: ModuleType, processes: Any, until: Any
 ) -> None:
     other = """
     with CheckpointManager(arguments["root"]) as manager:
@@ -95,7 +96,9 @@ def test_the_last_manager_that_goes_unlocks_the_directory_closed_or_not(
     closed.close()
     collected.wait()
     assert "WriterLockedError" in _fails(processes, other, root=str(tmp_path), step=3)
+    gone = weakref.ref(collected)
     del collected
+    until(lambda: gone() is None)  # the thread of its save lets go of it a moment after the save is done
     processes.run(other, root=str(tmp_path), step=4)
     assert closed.all_steps() == [1, 2, 4]
 
