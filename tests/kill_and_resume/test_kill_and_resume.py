@@ -174,8 +174,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(
     # files, the manifest, the deletion of an older step and of its files), and shortly after a commit.
     inside = [(8, "before"), (13, "after"), (16, "before"), (19, "after"), (22, "before")]
     delays = [0.0, 0.003, 0.01, 0.03, 0.1]
-    if not is_local(home.open()):  # ten kills on the disk; in a bucket, where each life is long, four
-        inside, delays = [(8, "before"), (16, "before")], [0.01, 0.1]
+    if not is_local(home.open()):  # ten kills on the disk; in a bucket, where each life is long, two
+        inside, delays = [(16, "before")], [0.03]
     for (call, fault), delay in zip(inside, delays, strict=True):
         with life(home, environment, fault_at_call=call, fault=fault) as dying:
             assert dying.end() == -signal.SIGKILL, dying.lines
