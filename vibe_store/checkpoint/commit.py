@@ -26,6 +26,7 @@ from vibe_store.checkpoint.layout import (
     PINNED,
     attempt_key,
     folder_of,
+    has_manifest,
     is_local,
 )
 from vibe_store.checkpoint.lookup import read_manifest
@@ -238,6 +239,8 @@ def _committed_keys(storage: StorageBackend, step: int | None, *, replace: bool)
     A damaged manifest is no reason to refuse a replacement: what it named cannot be known, and stays.
     """
     folder = folder_of(step)
+    if is_local(storage) and not has_manifest(storage, step):
+        return None  # an error that is raised and caught would keep what is being saved in memory for a while
     try:
         manifest = read_manifest(storage, step)
     except CheckpointNotFoundError:
