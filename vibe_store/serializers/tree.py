@@ -305,11 +305,19 @@ def _check_array(leaf: jax.Array, *, to_save: bool) -> None:
             f"it is a jax.Array ({leaf.dtype.name}) that has been deleted or donated; "
             "save the arrays that took its place"
         )
-    if to_save and not _addressable(leaf.sharding):
+    if to_save and not _is_addressable(leaf):
         raise UnsupportedLeafError(
             f"it is a jax.Array ({leaf.dtype.name}) with parts on the devices of other processes; gather "
             "it first, with jax.experimental.multihost_utils.process_allgather"
         )
+
+
+def _is_addressable(leaf: jax.Array) -> bool:
+    if isinstance(leaf.dtype, np.dtype):
+        return _addressable(leaf.sharding)
+    # JAX takes long to find out the sharding of keys, and no time for their devices.
+    here = jax.process_index()
+    return all(device.process_index == here for device in leaf.devices())
 
 
 @functools.lru_cache(maxsize=64)
