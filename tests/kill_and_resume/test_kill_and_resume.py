@@ -196,7 +196,9 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(
     assert all(after_kill.resumed_from > 0 for after_kill in lives[1:])
     assert all(later.resumed_from >= earlier.resumed_from for earlier, later in itertools.pairwise(lives))
     executed = sum(max(each.reached - each.resumed_from, 0) for each in lives)
-    assert executed <= TOTAL + (len(lives) - 1) * INTERVAL
+    # A save to a bucket may be on its way until the next one is due.
+    lost_at_most = INTERVAL if is_local(home.open()) else 2 * INTERVAL
+    assert executed <= TOTAL + (len(lives) - 1) * lost_at_most
     assert final_files(home) == uninterrupted
 
 
