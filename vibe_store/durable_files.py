@@ -169,10 +169,10 @@ def remove_abandoned(folder: Path) -> None:
 def beginning_with(prefix: str, folder: Path) -> list[Path]:
     """Return what a folder holds whose name begins so; nothing where there is no folder."""
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - a glob of pathlib takes ten times as long
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if entry.name.startswith(prefix)]
     except FileNotFoundError:
         return []
-    return [folder / name for name in names if name.startswith(prefix)]
 
 
 def remove_if_abandoned(path: Path) -> bool:

@@ -16,7 +16,7 @@ _STEPS = 20
 
 def main(directory: str, does: str) -> None:
     if does == "fails":
-        print("there is no bread")  # noqa: T201 - what a trainer says ends up in the error
+        sys.stdout.write("there is no bread\n")
         sys.exit(3)
     anew = does == "begins anew"
     manager, resuming = initialize_checkpoint_dir(

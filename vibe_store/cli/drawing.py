@@ -1,5 +1,6 @@
 """The pictures of ``vibe-store eval --render`` and ``curves``; matplotlib is imported when one is drawn."""
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def check_episode_drawing() -> None:
         import matplotlib as mpl
 
         mpl.use("Agg")
-        import gymnax.visualize  # noqa: F401 - it imports what it draws with
+        importlib.import_module("gymnax.visualize")
 
 
 def draw_episode(env: "VectorEnv", states: Sequence[Any], returns: Sequence[float], path: Path) -> None:
