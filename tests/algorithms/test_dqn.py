@@ -185,6 +185,32 @@ def test_byte_observations_of_any_shape_are_flattened(batch: Transition) -> None
     assert actions.shape == (7,)
 
 
+def test_networks_see_observations_scaled_by_all_that_were_acted_on(
+    state: DQNState, batch: Transition
+) -> None:
+    config = replace(CONFIG, normalize_observations=True)
+    knowing = DQN.init(jax.random.key(0), obs_shape=(3,), n_actions=2, config=config)
+    assert knowing.obs_stats is not None
+    seen = 100 + 7 * jax.random.normal(jax.random.key(1), (50, 3))
+    _, knowing = DQN.act(knowing, seen, config=config)
+    np.testing.assert_allclose(knowing.obs_stats.mean, seen.mean(axis=0), rtol=1e-5)
+    knowing = knowing._replace(target_params=state.target_params)
+
+    def scaled(obs: jax.Array) -> jax.Array:
+        return jnp.clip((obs - seen.mean(axis=0)) / seen.std(axis=0), -10, 10)
+
+    raw = batch._replace(obs=100 + batch.obs, next_obs=100 + batch.next_obs)
+    by_hand = batch._replace(obs=scaled(raw.obs), next_obs=scaled(raw.next_obs))
+    learned, metrics = DQN.update(knowing, raw, config=config)
+    expected, expected_metrics = DQN.update(state, by_hand, config=CONFIG)
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-4)
+    for one, other in zip(jax.tree.leaves(learned.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    greedy, after = DQN.act(knowing, raw.obs, config=config, explore=False)
+    assert after is knowing
+    np.testing.assert_array_equal(greedy, DQN.act(state, scaled(raw.obs), config=CONFIG, explore=False)[0])
+
+
 def test_an_observation_of_another_shape_is_refused(state: DQNState) -> None:
     with pytest.raises(InvalidValueError, match=r"takes observations of shape \(3,\).*shape \(4,\)"):
         DQN.act(state, jnp.ones(4), config=CONFIG, explore=False)

@@ -170,6 +170,32 @@ def test_after_it_actions_follow_the_policy(state: SACState) -> None:
     assert not jnp.array_equal(action, again)
 
 
+def test_networks_see_observations_scaled_by_all_that_were_acted_on(
+    state: SACState, batch: Transition
+) -> None:
+    config = replace(CONFIG, normalize_observations=True)
+    seen = 100 + 7 * jax.random.normal(jax.random.key(1), (50, 3))
+    knowing = SAC.init(jax.random.key(0), obs_shape=(3,), n_actions=2, config=config)
+    _, knowing = SAC.act(knowing, seen, config=config)
+    assert knowing.obs_stats is not None
+    np.testing.assert_allclose(knowing.obs_stats.mean, seen.mean(axis=0), rtol=1e-5)
+    knowing = state._replace(obs_stats=knowing.obs_stats)
+
+    def scaled(obs: jax.Array) -> jax.Array:
+        return jnp.clip((obs - seen.mean(axis=0)) / seen.std(axis=0), -10, 10)
+
+    raw = batch._replace(obs=100 + batch.obs, next_obs=100 + batch.next_obs)
+    by_hand = batch._replace(obs=scaled(raw.obs), next_obs=scaled(raw.next_obs))
+    _, metrics = SAC.update(knowing, raw, config=config)
+    _, expected = SAC.update(state, by_hand, config=CONFIG)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-3)
+    greedy, after = SAC.act(knowing, raw.obs, config=config, explore=False)
+    assert after is knowing
+    expected_greedy, _ = SAC.act(state, scaled(raw.obs), config=CONFIG, explore=False)
+    np.testing.assert_allclose(greedy, expected_greedy, atol=1e-5)
+
+
 def test_densities_of_extreme_actions_are_finite(batch: Transition) -> None:
     fresh = SAC.init(jax.random.key(0), obs_shape=(3,), n_actions=2, config=CONFIG)
     far = fresh._replace(actor=jax.tree.map(lambda leaf: 1e3 * leaf, fresh.actor))

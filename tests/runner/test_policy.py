@@ -26,7 +26,7 @@ from vibe_store.runner.sac import sac_program
 from vibe_store.runner.seeds import run_keys
 from vibe_store.storage.memory import MemoryStorage
 
-SAC_CONFIG = SACConfig(hidden_sizes=(8,), buffer_size=64, batch_size=8)
+SAC_CONFIG = SACConfig(hidden_sizes=(8,), buffer_size=64, batch_size=8, normalize_observations=True)
 PPO_CONFIG = PPOConfig(hidden_sizes=(8,), rollout_length=4)
 RUNNER = RunnerConfig(num_envs=4, eval_episodes=1)
 
@@ -116,7 +116,7 @@ class Metered(MemoryStorage):
     ("name", "n_numbers"),
     [
         ("dqn", 4 * 8 + 8 + 8 * 2 + 2),
-        ("sac", 3 * 8 + 8 + 8 * 2 + 2 + 1 + 1),
+        ("sac", 3 * 8 + 8 + 8 * 2 + 2 + 1 + 1 + (1 + 3 + 3)),
         ("ppo", 4 * 8 + 8 + 8 * 2 + 2),
         ("ppo continuous", 3 * 8 + 8 + 8 * 1 + 1 + 1 + 1 + 1),
     ],

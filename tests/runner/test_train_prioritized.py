@@ -1,4 +1,4 @@
-"""Runs of DQN that draw by priority."""
+"""Runs of DQN that draw by priority, with observations and rewards scaled."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,13 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture(scope="module")
 def train(cartpole: tuple[Any, Any], small: SimpleNamespace) -> Any:
-    config = small.replace(small.dqn, prioritized=True, importance_steps=400)
+    config = small.replace(
+        small.dqn,
+        prioritized=True,
+        importance_steps=400,
+        normalize_observations=True,
+        normalize_rewards=True,
+    )
 
     def run(checkpointer: Any = None, dqn: Any = config, **changes: Any) -> TrainResult:
         settings = small.replace(small.runner, **{"eval_interval": None, **changes})

@@ -55,6 +55,11 @@ def trainers(pendulum: tuple[Any, Any], cartpole: tuple[Any, Any]) -> dict[str, 
 
     return {
         "sac": trainer(train_sac, pendulum, sac_config=SAC_CONFIG),
+        "sac normalized": trainer(
+            train_sac,
+            pendulum,
+            sac_config=replace(SAC_CONFIG, normalize_observations=True, normalize_rewards=True),
+        ),
         "ppo": trainer(train_ppo, cartpole, ppo_config=PPO_CONFIG),
         "ppo continuous": trainer(train_ppo, pendulum, ppo_config=PPO_CONFIG),
         "ppo normalized": trainer(
@@ -65,7 +70,7 @@ def trainers(pendulum: tuple[Any, Any], cartpole: tuple[Any, Any]) -> dict[str, 
     }
 
 
-@pytest.fixture(scope="module", params=["sac", "ppo", "ppo continuous", "ppo normalized"])
+@pytest.fixture(scope="module", params=["sac normalized", "ppo", "ppo continuous", "ppo normalized"])
 def run(request: pytest.FixtureRequest, trainers: dict[str, Any]) -> Any:
     return trainers[request.param]
 
@@ -118,9 +123,33 @@ def test_every_leaf_of_a_run_is_strongly_typed(straight: tuple[TrainResult, Any]
 
 
 def test_what_is_known_of_observations_and_rewards_grows_with_each_round(trainers: dict[str, Any]) -> None:
-    result = trainers["ppo normalized"](total_timesteps=80)
-    assert int(result.state.obs_stats.seen) == int(result.runner.rewards.stats.seen) == 80
-    assert float(jnp.max(result.state.obs_stats.variance)) > 1
+    for algorithm in ("ppo normalized", "sac normalized"):
+        result = trainers[algorithm](total_timesteps=80)
+        assert int(result.state.obs_stats.seen) == int(result.runner.rewards.stats.seen) == 80
+        assert float(jnp.max(result.state.obs_stats.variance)) > 1
+
+
+class Louder(Pendulum):
+    """Earns 1,024 times as much."""
+
+    def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
+        obs, state, reward, *rest = super().step(key, state, action, params)
+        return obs, state, 1024 * reward, *rest
+
+
+def test_with_rewards_scaled_their_size_does_not_matter(pendulum: tuple[Any, Any]) -> None:
+    config = replace(SAC_CONFIG, normalize_rewards=True)
+    settings = replace(RUNNER, total_timesteps=96, eval_interval=None)
+    plain, loud = (
+        train_sac(env, pendulum[1], sac_config=config, runner_config=settings)
+        for env in (pendulum[0], Louder())
+    )
+    assert int(plain.state.updates) > 0
+    assert float(loud.runner.rewards.stats.deviation()) > 1_000
+    for one, other in zip(
+        jax.tree.leaves(plain.state.critics), jax.tree.leaves(loud.state.critics), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_a_round_of_ppo_is_never_cut(trainers: dict[str, Any], memory: Any) -> None:

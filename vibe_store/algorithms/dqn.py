@@ -12,6 +12,7 @@ from jax import Array
 
 from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.replay import Transition
+from vibe_store.algorithms.running_stats import RunningStats, normalized
 from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 
@@ -62,6 +63,10 @@ class DQNConfig:
     """How far weights make up for what is drawn too often, from 0 (not at all) to 1 (wholly)."""
     importance_steps: int | None = None
     """Steps over which importance_exponent rises to 1, in a line; None keeps it."""
+    normalize_observations: bool = False
+    """Scale observations to mean 0 and standard deviation 1, as far as they are known."""
+    normalize_rewards: bool = False
+    """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
@@ -93,6 +98,7 @@ class DQNState(NamedTuple):
         params: the online Q-network.
         target_params: the target Q-network.
         opt_state: the state of the optimiser.
+        obs_stats: of the observations, which are scaled by them; None unless ``normalize_observations``.
         step: environment steps taken while exploring, int32.
         updates: updates made, int32.
         key: a typed PRNG key, from which exploration draws.
@@ -101,6 +107,7 @@ class DQNState(NamedTuple):
     params: Network
     target_params: Network
     opt_state: optax.OptState
+    obs_stats: RunningStats | None
     step: Array
     updates: Array
     key: Array
@@ -134,6 +141,7 @@ class DQN:
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=_optimizer(config).init(eqx.filter(params, eqx.is_array)),
+            obs_stats=RunningStats.create(obs_shape) if config.normalize_observations else None,
             step=jnp.zeros((), jnp.int32),
             updates=jnp.zeros((), jnp.int32),
             key=key,
@@ -170,9 +178,10 @@ class DQN:
 
         Returns:
             The actions, int32 of shape ``()`` or ``(batch,)``, and the state: the same one without
-            exploration, otherwise with its key advanced and its step raised by the number of actions.
+            exploration, otherwise with its key advanced, its step raised by the number of actions, and the
+            observations counted among those that it knows.
         """
-        q_values = state.params(obs)
+        q_values = state.params(normalized(obs, state.obs_stats))
         greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
         if not explore:
             return greedy, state
@@ -182,7 +191,8 @@ class DQN:
         coin, choice = jax.random.uniform(draw_key, (2, *greedy.shape), jnp.float32)
         random = (choice * q_values.shape[-1]).astype(jnp.int32)
         action = jnp.where(coin < DQN.epsilon(state.step, config=config), random, greedy)
-        return action, state._replace(key=key, step=state.step + greedy.size)
+        obs_stats = None if state.obs_stats is None else state.obs_stats.update(obs)
+        return action, state._replace(key=key, step=state.step + greedy.size, obs_stats=obs_stats)
 
     @staticmethod
     def update(state: DQNState, batch: Transition, *, config: DQNConfig) -> tuple[DQNState, dict[str, Array]]:
@@ -217,9 +227,10 @@ class DQN:
             temporal-difference error before the step, its value less its target, float32, ``(batch,)``.
         """
         targets = DQN.targets(state, batch, config=config)
+        obs = normalized(batch.obs, state.obs_stats)
 
         def loss_of(params: Network) -> tuple[Array, tuple[Array, Array]]:
-            q_values = _pick(params(batch.obs), batch.action)
+            q_values = _pick(params(obs), batch.action)
             each = (optax.huber_loss if config.loss == "huber" else optax.l2_loss)(q_values, targets)
             loss = jnp.mean(each if weights is None else weights * each)
             return loss, (jnp.mean(q_values), q_values - targets)
@@ -243,8 +254,9 @@ class DQN:
     @staticmethod
     def targets(state: DQNState, batch: Transition, *, config: DQNConfig) -> Array:
         """Return ``reward + gamma * (1 - terminated) * Q(next_obs)``; a time limit is no end."""
-        next_values = state.target_params(batch.next_obs)
-        chooser = state.params(batch.next_obs) if config.double else next_values
+        next_obs = normalized(batch.next_obs, state.obs_stats)
+        next_values = state.target_params(next_obs)
+        chooser = state.params(next_obs) if config.double else next_values
         value = _pick(next_values, jnp.argmax(chooser, axis=-1))
         goes_on = jnp.logical_not(batch.terminated)
         targets: Array = jax.lax.stop_gradient(batch.reward + config.gamma * goes_on * value)

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from vibe_store.algorithms.networks import Network, NetworkKind, make_network
-from vibe_store.algorithms.running_stats import RunningStats
+from vibe_store.algorithms.running_stats import RunningStats, normalized
 from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
@@ -236,7 +236,7 @@ class PPO:
         if explore:
             choice, _, state = PPO.draw(state, obs, config=config)
         else:
-            output = state.params.actor(_seen(state, obs))
+            output = state.params.actor(normalized(obs, state.obs_stats))
             choice = output if state.params.log_std is not None else jnp.argmax(output, -1).astype(jnp.int32)
         return PPO.action_of(state, choice), state
 
@@ -255,7 +255,7 @@ class PPO:
         """
         del config  # the networks hold all that is needed
         key, draw_key = jax.random.split(state.key)
-        output, log_std = state.params.actor(_seen(state, obs)), state.params.log_std
+        output, log_std = state.params.actor(normalized(obs, state.obs_stats)), state.params.log_std
         if log_std is None:
             choice = jax.random.categorical(draw_key, output).astype(jnp.int32)
         else:
@@ -299,7 +299,7 @@ class PPO:
                 "that rollout_length and the number of environments give."
             )
         value, advantage = PPO.advantages(state, rollout, config=config)
-        seen, target = _seen(state, rollout.obs), advantage + value
+        seen, target = normalized(rollout.obs, state.obs_stats), advantage + value
         steps = _Lesson(seen, rollout.choice, rollout.log_density, value, advantage, target)
         lesson = jax.tree.map(lambda leaf: leaf.reshape(n_steps, *leaf.shape[2:]), steps)
         rate = _learning_rate(state.step, config)
@@ -339,7 +339,8 @@ class PPO:
         counts by its value.
         """
         value, next_value = (
-            state.params.critic(_seen(state, obs))[..., 0] for obs in (rollout.obs, rollout.next_obs)
+            state.params.critic(normalized(obs, state.obs_stats))[..., 0]
+            for obs in (rollout.obs, rollout.next_obs)
         )
         goes_on = jnp.logical_not(rollout.terminated)
         delta = rollout.reward + config.gamma * goes_on * next_value - value
@@ -351,11 +352,6 @@ class PPO:
 
         _, advantage = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, carried), reverse=True)
         return value, advantage
-
-
-def _seen(state: PPOState, obs: Array) -> Array:
-    """Return observations as the networks see them."""
-    return obs if state.obs_stats is None else state.obs_stats.normalize(obs)
 
 
 def _loss(params: ActorCritic, part: _Lesson, config: PPOConfig) -> tuple[Array, dict[str, Array]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["RunningStats"]
+__all__ = ["RunningStats", "normalized"]
 
 _EPSILON = 1e-8
 _FARTHEST = 10.0
@@ -53,3 +53,8 @@ class RunningStats(NamedTuple):
     def deviation(self) -> Array:
         """Return the standard deviation; never 0."""
         return jnp.sqrt(self.variance + _EPSILON)
+
+
+def normalized(obs: Array, stats: RunningStats | None) -> Array:
+    """Return observations as a network sees them: scaled by what is known of them, or as they are."""
+    return obs if stats is None else stats.normalize(obs)

@@ -13,6 +13,7 @@ from jax import Array
 
 from vibe_store.algorithms.networks import MLP, TwinCritic
 from vibe_store.algorithms.replay import Transition
+from vibe_store.algorithms.running_stats import RunningStats, normalized
 from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
 from vibe_store.errors import InvalidValueError
 
@@ -52,6 +53,10 @@ class SACConfig:
     """Adapt the temperature so that the entropy of the policy meets its target."""
     target_entropy: float | None = None
     """Entropy in nats of actions scaled to -1 to 1; None takes minus the number of action dimensions."""
+    normalize_observations: bool = False
+    """Scale observations to mean 0 and standard deviation 1, as far as they are known."""
+    normalize_rewards: bool = False
+    """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
@@ -88,6 +93,7 @@ class SACState(NamedTuple):
         actor_opt_state: the state of the actor's optimiser.
         critic_opt_state: that of the critics'.
         temperature_opt_state: that of the temperature's.
+        obs_stats: of the observations, which are scaled by them; None unless ``normalize_observations``.
         action_scale: half of what each action can span, float32 of shape ``(n_actions,)``.
         action_bias: the middle of it.
         step: environment steps taken while exploring, int32.
@@ -102,6 +108,7 @@ class SACState(NamedTuple):
     actor_opt_state: optax.OptState
     critic_opt_state: optax.OptState
     temperature_opt_state: optax.OptState
+    obs_stats: RunningStats | None
     action_scale: Array
     action_bias: Array
     step: Array
@@ -142,6 +149,7 @@ class SAC:
             actor_opt_state=_adam(config.actor_learning_rate).init(eqx.filter(actor, eqx.is_array)),
             critic_opt_state=_adam(config.critic_learning_rate).init(eqx.filter(critics, eqx.is_array)),
             temperature_opt_state=_adam(config.temperature_learning_rate).init(log_temperature),
+            obs_stats=RunningStats.create(obs_shape) if config.normalize_observations else None,
             action_scale=jnp.ones(n_actions, jnp.float32),
             action_bias=jnp.zeros(n_actions, jnp.float32),
             step=jnp.zeros((), jnp.int32),
@@ -170,10 +178,10 @@ class SAC:
 
         Returns:
             The actions, float32 of shape ``(n_actions,)`` or ``(batch, n_actions)``, and the state: the same
-            one without exploration, otherwise with its key advanced and its step raised by the number of
-            actions.
+            one without exploration, otherwise with its key advanced, its step raised by the number of
+            actions, and the observations counted among those that it knows.
         """
-        mean, log_std = _gaussian(state.actor, obs)
+        mean, log_std = _gaussian(state.actor, normalized(obs, state.obs_stats))
         if not explore:
             return state.action_bias + state.action_scale * jnp.tanh(mean), state
         key, draw_key = jax.random.split(state.key)
@@ -182,8 +190,12 @@ class SAC:
         # One draw for both: erf(x / sqrt(2)) of a normal x is uniform from -1 to 1.
         uniform = jax.lax.erf(noise * 0.5**0.5)
         squashed = jnp.where(state.step < config.learning_starts, uniform, drawn)
-        step = state.step + mean.size // mean.shape[-1]
-        return state.action_bias + state.action_scale * squashed, state._replace(key=key, step=step)
+        state = state._replace(
+            obs_stats=None if state.obs_stats is None else state.obs_stats.update(obs),
+            step=state.step + mean.size // mean.shape[-1],
+            key=key,
+        )
+        return state.action_bias + state.action_scale * squashed, state
 
     @staticmethod
     def update(state: SACState, batch: Transition, *, config: SACConfig) -> tuple[SACState, dict[str, Array]]:
@@ -205,10 +217,11 @@ class SAC:
         key, target_key, actor_key = jax.random.split(state.key, 3)
         temperature = jnp.exp(state.log_temperature)
         targets = SAC.targets(state, batch, target_key, config=config)
+        obs = normalized(batch.obs, state.obs_stats)
         taken = (batch.action - state.action_bias) / state.action_scale
 
         def critic_loss_of(critics: TwinCritic) -> tuple[Array, Array]:
-            q_values = critics(batch.obs, taken)
+            q_values = critics(obs, taken)
             losses = optax.l2_loss(q_values, jnp.broadcast_to(targets, q_values.shape))
             return jnp.sum(jnp.mean(losses, axis=-1)), jnp.mean(q_values)
 
@@ -217,8 +230,8 @@ class SAC:
         critics = optax.apply_updates(state.critics, changes)
 
         def actor_loss_of(actor: MLP) -> tuple[Array, Array]:
-            action, log_density = _sample(actor, batch.obs, actor_key)
-            value = jnp.min(critics(batch.obs, action), axis=0)
+            action, log_density = _sample(actor, obs, actor_key)
+            value = jnp.min(critics(obs, action), axis=0)
             return jnp.mean(temperature * log_density - value), -jnp.mean(log_density)
 
         (actor_loss, entropy), slopes = jax.value_and_grad(actor_loss_of, has_aux=True)(state.actor)
@@ -263,8 +276,9 @@ class SAC:
 
         The action ``a`` is drawn by ``key`` from the policy at ``next_obs``; a time limit is no end.
         """
-        action, log_density = _sample(state.actor, batch.next_obs, key)
-        value = jnp.min(state.target_critics(batch.next_obs, action), axis=0)
+        next_obs = normalized(batch.next_obs, state.obs_stats)
+        action, log_density = _sample(state.actor, next_obs, key)
+        value = jnp.min(state.target_critics(next_obs, action), axis=0)
         value -= jnp.exp(state.log_temperature) * log_density
         goes_on = jnp.logical_not(batch.terminated)
         targets: Array = jax.lax.stop_gradient(batch.reward + config.gamma * goes_on * value)

@@ -14,7 +14,8 @@ from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.environment import Environment
 from vibe_store.runner.envs import VectorEnv
 from vibe_store.runner.loop import MetricsWriter, Program, Progress, TrainResult
-from vibe_store.runner.off_policy import Memory, off_policy_program, uniform_memory
+from vibe_store.runner.off_policy import Memory, off_policy_program, uniform_memory, with_scaled_rewards
+from vibe_store.runner.rewards import DiscountedRewards
 from vibe_store.runner.train import train
 
 __all__ = ["dqn_program", "train_dqn"]
@@ -90,11 +91,12 @@ def _by_priority(config: DQNConfig) -> Memory:
     """Return the memory from which transitions are drawn by their errors."""
 
     def learn(
-        state: DQNState, replay: PrioritizedReplay, key: Array
+        state: DQNState, replay: PrioritizedReplay, key: Array, rewards: DiscountedRewards | None
     ) -> tuple[DQNState, PrioritizedReplay, dict[str, Array]]:
         importance = DQN.importance(state.step, config=config)
         drawn = replay.sample(key, config.batch_size, importance_exponent=importance)
-        state, metrics, errors = DQN.update_weighted(state, drawn.transitions, drawn.weights, config=config)
+        batch = with_scaled_rewards(drawn.transitions, rewards)
+        state, metrics, errors = DQN.update_weighted(state, batch, drawn.weights, config=config)
         replay = replay.learned(drawn.places, errors, priority_exponent=config.priority_exponent)
         return state, replay, metrics
 

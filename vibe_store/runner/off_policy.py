@@ -15,10 +15,18 @@ from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
 from vibe_store.runner.loop import Carry, Program, ReplayParts
+from vibe_store.runner.rewards import DiscountedRewards
 from vibe_store.runner.seeds import alike
 from vibe_store.runner.train import described
 
-__all__ = ["Learner", "Memory", "OffPolicyRunnerState", "off_policy_program", "uniform_memory"]
+__all__ = [
+    "Learner",
+    "Memory",
+    "OffPolicyRunnerState",
+    "off_policy_program",
+    "uniform_memory",
+    "with_scaled_rewards",
+]
 
 
 class OffPolicyRunnerState(NamedTuple):
@@ -29,6 +37,7 @@ class OffPolicyRunnerState(NamedTuple):
         env_state: the states of the environments.
         obs: their last observations.
         key: from which environments and batches are drawn.
+        rewards: of the discounted sums of rewards; None unless ``normalize_rewards``.
         episodes: returns and lengths.
         learning: the metrics of the last update, NaN before the first.
     """
@@ -37,6 +46,7 @@ class OffPolicyRunnerState(NamedTuple):
     env_state: PyTree
     obs: Array
     key: Array
+    rewards: DiscountedRewards | None
     episodes: EpisodeStats
     learning: dict[str, Array]
 
@@ -59,22 +69,30 @@ class Memory:
 
     Attributes:
         create: an empty buffer, from an example, ``capacity`` and ``width``.
-        learn: one update, from the algorithm's state, the buffer and a PRNG key; returns the state and the
-            buffer that follow, and the metrics of the update.
+        learn: one update, from the algorithm's state, the buffer, a PRNG key and what is known of rewards;
+            returns the state and the buffer that follow, and the metrics of the update.
     """
 
     create: Callable[..., Any]
-    learn: Callable[[Any, Any, Array], tuple[Any, Any, dict[str, Array]]]
+    learn: Callable[[Any, Any, Array, DiscountedRewards | None], tuple[Any, Any, dict[str, Array]]]
 
 
 def uniform_memory(learner: Learner, config: Any) -> Memory:
     """Return the memory from which every transition is drawn alike."""
 
-    def learn(state: Any, replay: ReplayBuffer, key: Array) -> tuple[Any, ReplayBuffer, dict[str, Array]]:
-        state, metrics = learner.update(state, replay.sample(key, config.batch_size), config=config)
+    def learn(
+        state: Any, replay: ReplayBuffer, key: Array, rewards: DiscountedRewards | None
+    ) -> tuple[Any, ReplayBuffer, dict[str, Array]]:
+        batch = with_scaled_rewards(replay.sample(key, config.batch_size), rewards)
+        state, metrics = learner.update(state, batch, config=config)
         return state, replay, metrics
 
     return Memory(create=ReplayBuffer.create, learn=learn)
+
+
+def with_scaled_rewards(batch: Transition, rewards: DiscountedRewards | None) -> Transition:
+    """Return a batch whose rewards are scaled by what is known of rewards; as it is where nothing is kept."""
+    return batch if rewards is None else batch._replace(reward=rewards.scale(batch.reward))
 
 
 def off_policy_program(
@@ -96,8 +114,8 @@ def off_policy_program(
         algorithm: its name.
         learner: what acts.
         envs: the environments.
-        config: the algorithm's configuration, which has ``buffer_size``, ``train_interval`` and
-            ``learning_starts``.
+        config: the algorithm's configuration, which has ``buffer_size``, ``train_interval``,
+            ``learning_starts``, ``gamma`` and ``normalize_rewards``.
         runner_config: the settings of the run.
         init: a new state of the algorithm, which has ``step`` and ``updates``, from a PRNG key.
         memory: what is learned from, and how.
@@ -126,6 +144,7 @@ def off_policy_program(
             env_state=env_state,
             obs=obs,
             key=key,
+            rewards=DiscountedRewards.create(n_envs) if config.normalize_rewards else None,
             episodes=EpisodeStats.create(n_envs),
             learning={name: jnp.full((), jnp.nan, jnp.float32) for name in learning},
         )
@@ -140,10 +159,13 @@ def off_policy_program(
         result = envs.step(env_key, runner.env_state, chosen)
         held = held._replace(row=same(held.row), filled=same(held.filled))
         replay = held.add(Transition(runner.obs, chosen, result.reward, result.next_obs, result.terminated))
+        rewards = runner.rewards
+        if rewards is not None:
+            rewards = rewards.add(result.reward[None], result.done[None], config.gamma)
         n_updates = _updates_due(before, same(state.step), replay, config)
 
         def update(i: Array, learned: tuple[Any, Any, dict[str, Array]]) -> tuple[Any, Any, dict[str, Array]]:
-            return memory.learn(learned[0], learned[1], jax.random.fold_in(batch_key, i))
+            return memory.learn(learned[0], learned[1], jax.random.fold_in(batch_key, i), rewards)
 
         state, replay, metrics = jax.lax.fori_loop(0, n_updates, update, (state, replay, runner.learning))
         runner = OffPolicyRunnerState(
@@ -151,6 +173,7 @@ def off_policy_program(
             env_state=result.env_state,
             obs=result.obs,
             key=key,
+            rewards=rewards,
             episodes=runner.episodes.add(result.reward, result.done),
             learning=metrics,
         )

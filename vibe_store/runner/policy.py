@@ -120,7 +120,7 @@ def _acting_dqn(
     key: Array, *, config: DQNConfig, obs_shape: tuple[int, ...], n_actions: int, continuous: bool
 ) -> PyTree:
     del continuous
-    return _only(DQN.init(key, obs_shape, n_actions, config=config), "params")
+    return _only(DQN.init(key, obs_shape, n_actions, config=config), "params", "obs_stats")
 
 
 def _acting_sac(
@@ -128,7 +128,7 @@ def _acting_sac(
 ) -> PyTree:
     del continuous
     state = SAC.init(key, obs_shape, n_actions, config=config)
-    return _only(state, "actor", "action_scale", "action_bias")
+    return _only(state, "actor", "obs_stats", "action_scale", "action_bias")
 
 
 def _acting_ppo(

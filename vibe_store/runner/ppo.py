@@ -9,7 +9,6 @@ from jax import Array
 
 from vibe_store.algorithms.networks import check_network
 from vibe_store.algorithms.ppo import PPO, PPOConfig, PPOState, Rollout
-from vibe_store.algorithms.running_stats import RunningStats
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
@@ -17,46 +16,13 @@ from vibe_store.runner.environment import Environment
 from vibe_store.runner.envs import EpisodeStats, VectorEnv
 from vibe_store.runner.evaluate import Evaluation, evaluate
 from vibe_store.runner.loop import Carry, MetricsWriter, Program, Progress, TrainResult
+from vibe_store.runner.rewards import DiscountedRewards
 from vibe_store.runner.train import described, train
 
 __all__ = ["PPORunnerState", "ppo_program", "train_ppo"]
 
 
 _LEARNING = ("policy_loss", "value_loss", "entropy", "clipped", "kl")
-
-
-class DiscountedRewards(NamedTuple):
-    """The discounted sum of rewards so far in each environment, and what is known of such sums.
-
-    Attributes:
-        running: float32 of shape ``(n,)``.
-        stats: of all sums, each step's.
-    """
-
-    running: Array
-    stats: RunningStats
-
-    @classmethod
-    def create(cls, n: int) -> "DiscountedRewards":
-        """Return the sums of ``n`` environments that have not been stepped."""
-        return cls(jnp.zeros(n, jnp.float32), RunningStats.create(()))
-
-    def scaled(self, rewards: Array, done: Array, gamma: float) -> tuple["DiscountedRewards", Array]:
-        """Return the sums after a rollout, and its rewards in standard deviations of all sums until then.
-
-        Args:
-            rewards: shape ``(T, n)``.
-            done: where an episode ended, of the same shape.
-            gamma: the discount factor.
-        """
-
-        def add(running: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-            total = running * gamma + step[0]
-            return jnp.where(step[1], 0, total), total
-
-        running, totals = jax.lax.scan(add, self.running, (rewards, done))
-        stats = self.stats.update(totals)
-        return DiscountedRewards(running, stats), rewards / stats.deviation()
 
 
 class PPORunnerState(NamedTuple):
@@ -181,8 +147,8 @@ def ppo_program(
         carry, rollout = jax.lax.scan(act, carry, length=ppo_config.rollout_length)
         rewards = carry.runner.rewards
         if rewards is not None:
-            rewards, scaled = rewards.scaled(rollout.reward, rollout.done, ppo_config.gamma)
-            rollout = rollout._replace(reward=scaled)
+            rewards = rewards.add(rollout.reward, rollout.done, ppo_config.gamma)
+            rollout = rollout._replace(reward=rewards.scale(rollout.reward))
         state, learning = PPO.update(carry.state, rollout, config=ppo_config)
         return Carry(state, carry.runner._replace(rewards=rewards, learning=learning))
 
