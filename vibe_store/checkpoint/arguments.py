@@ -52,7 +52,8 @@ def check_json_object(name: str, value: object, *, indent: int | None = None) ->
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"{name} is a dict that JSON can hold; got {value!r}.")
     try:
-        _check_json(value, name)
+        if not _is_json(value):
+            _refuse_json(value, name)
         return json.dumps(value, indent=indent, default=dict).encode() + b"\n"
     except RecursionError:
         raise InvalidValueError(f"{name} contains itself, or is nested too deeply for JSON.") from None
@@ -75,20 +76,33 @@ def _text(name: object) -> str:
     return name
 
 
-def _check_json(value: Any, path: str) -> None:
+def _is_json(value: Any) -> bool:
+    """Whether JSON can hold a value as it is; every save asks, so it builds no text on the way."""
     if value is None or isinstance(value, bool | str | int):
+        return True
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and _is_json(inner) for key, inner in value.items()
+    )
+
+
+def _refuse_json(value: Any, path: str) -> None:
+    """Raise for the first thing in a value that JSON cannot hold; do nothing where there is none."""
+    if _is_json(value):
         return
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidValueError(f"{path} is {value}, which JSON cannot hold. Leave it out or pass text.")
-    elif isinstance(value, Mapping):
+        raise InvalidValueError(f"{path} is {value}, which JSON cannot hold. Leave it out or pass text.")
+    if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise InvalidValueError(f"{path} has the key {key!r}; JSON takes only text as keys.")
-            _check_json(inner, f"{path}[{key!r}]")
+            _refuse_json(inner, f"{path}[{key!r}]")
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _check_json(inner, f"{path}[{index}]")
+            _refuse_json(inner, f"{path}[{index}]")
     else:
         raise InvalidValueError(
             f"{path} is {value!r} of type {type(value).__name__}, which JSON cannot hold. "

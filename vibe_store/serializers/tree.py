@@ -316,8 +316,7 @@ def _is_addressable(leaf: jax.Array) -> bool:
     if isinstance(leaf.dtype, np.dtype):
         return _addressable(leaf.sharding)
     # JAX takes long to find out the sharding of keys, and no time for their devices.
-    here = jax.process_index()
-    return all(device.process_index == here for device in leaf.devices())
+    return all(device.process_index == device.client.process_index() for device in leaf.devices())
 
 
 @functools.lru_cache(maxsize=64)
