@@ -17,8 +17,7 @@ from typing import Any
 
 import gymnax
 import jax
-import rejax
-from gymnax.wrappers.compat import LegacyStepAPIWrapper
+from rejax_peer import rejax_algorithm
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.algorithms.ppo import PPOConfig
@@ -26,16 +25,9 @@ from vibe_store.algorithms.sac import SACConfig
 from vibe_store.runner import RunnerConfig, TrainResult, train_dqn, train_ppo, train_sac
 
 
-class CopyableLegacyEnv(LegacyStepAPIWrapper):
-    """rejax copies its environment, and gymnax's wrapper looks attributes up for ever while it is copied."""
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "CopyableLegacyEnv":
-        return self
-
-
 @dataclass(frozen=True)
 class Case:
-    """One algorithm with the same settings on both sides.
+    """One algorithm; rejax gets the settings of its configuration.
 
     Attributes:
         env_id: gymnax's name of the environment.
@@ -43,7 +35,6 @@ class Case:
         steps: environment steps in each repeat.
         train: our trainer.
         config: our configuration, by the name of its argument.
-        theirs: rejax's settings.
     """
 
     env_id: str
@@ -51,7 +42,6 @@ class Case:
     steps: int
     train: Callable[..., TrainResult]
     config: Mapping[str, Any]
-    theirs: Mapping[str, Any]
 
 
 CASES = {
@@ -71,16 +61,6 @@ CASES = {
                 target_update_interval=50,
             )
         },
-        theirs={
-            "agent_kwargs": {"activation": "relu"},
-            "learning_rate": 2.5e-4,
-            "gamma": 0.99,
-            "buffer_size": 10_000,
-            "batch_size": 128,
-            "fill_buffer": 1_000,
-            "num_epochs": 1,
-            "target_update_freq": 500,
-        },
     ),
     "sac": Case(
         env_id="Pendulum-v1",
@@ -97,17 +77,6 @@ CASES = {
                 learning_starts=1_000,
             )
         },
-        theirs={
-            "hidden_layer_sizes": (64, 64),
-            "agent_kwargs": {"activation": "relu"},
-            "learning_rate": 1e-3,
-            "gamma": 0.99,
-            "polyak": 0.99,
-            "buffer_size": 10_000,
-            "batch_size": 256,
-            "fill_buffer": 1_000,
-            "num_epochs": 1,
-        },
     ),
     "ppo": Case(
         env_id="CartPole-v1",
@@ -118,15 +87,6 @@ CASES = {
             "ppo_config": PPOConfig(
                 hidden_sizes=(64, 64), learning_rate=2.5e-3, rollout_length=128, n_epochs=4, n_minibatches=4
             )
-        },
-        theirs={
-            "agent_kwargs": {"activation": "tanh", "hidden_layer_sizes": (64, 64)},
-            "learning_rate": 2.5e-3,
-            "gamma": 0.99,
-            "num_steps": 128,
-            "num_epochs": 4,
-            "num_minibatches": 4,
-            "max_grad_norm": 0.5,
         },
     ),
 }
@@ -146,22 +106,11 @@ def ours(case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]:
     return result.compile_seconds, result.train_seconds
 
 
-def theirs(name: str, case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]:
+def theirs(case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]:
     """Return the seconds of compilation and of training."""
-    env, env_params = gymnax.make(case.env_id)
-    algorithm = (
-        rejax.get_algo(name)
-        .create(
-            env=CopyableLegacyEnv(env),
-            env_params=env_params,
-            num_envs=case.num_envs,
-            total_timesteps=steps,
-            eval_freq=steps,
-            skip_initial_evaluation=True,
-            **case.theirs,
-        )
-        .replace(eval_callback=lambda *_: ())
-    )
+    (config,) = case.config.values()
+    algorithm = rejax_algorithm(case.env_id, config, num_envs=case.num_envs, steps=steps)
+    algorithm = algorithm.replace(eval_callback=lambda *_: ())
     key = jax.random.key(seed)
     train: Callable[..., Any] = algorithm.train
     if seeds > 1:
@@ -179,7 +128,7 @@ def compare(name: str, case: Case, steps: int, repeats: int, seeds: int) -> None
     speeds: list[tuple[float, float]] = []
     compiling: list[tuple[float, float]] = []
     for repeat in range(repeats):
-        mine, other = ours(case, steps, repeat, seeds), theirs(name, case, steps, repeat, seeds)
+        mine, other = ours(case, steps, repeat, seeds), theirs(case, steps, repeat, seeds)
         compiling.append((mine[0], other[0]))
         speeds.append((seeds * steps / mine[1], seeds * steps / other[1]))
         print(f"{repeat:>6}  {speeds[-1][0]:>12,.0f}  {speeds[-1][1]:>12,.0f}", end="  ")
