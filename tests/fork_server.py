@@ -38,6 +38,15 @@ class Child:
         self._ended = True
         return int(status)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; a process that has ended stays known until :meth:`wait`."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        return state != "Z"
+
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         assert self.wait() == -signal.SIGKILL, self.output

@@ -1,16 +1,13 @@
 """Real processes, really killed: a run that died and was resumed ends in the bits of one that did not."""
 
+import functools
 import itertools
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,58 +57,60 @@ def local(tmp_path: Path) -> Home:
     return Home(str(tmp_path))
 
 
-@dataclass
 class Life:
-    """What one process said of itself."""
+    """One process that trains, and what it says of itself."""
 
-    process: subprocess.Popen[str]
-    resumed_from: int = -1
-    reached: int = 0
-    done: bool = False
-    lines: list[str] = field(default_factory=list)
+    def __init__(self, child: Any) -> None:
+        self._child = child
+        self.resumed_from, self.reached, self.done = -1, 0, False
 
-    def hear(self, line: str) -> None:
-        self.lines.append(line)
-        if match := re.fullmatch(r"(resumed|at|done) (\d+)\n", line):
-            what, step = match[1], int(match[2])
-            self.reached = max(self.reached, step)
+    @property
+    def lines(self) -> list[str]:
+        return self._child.output.splitlines()
+
+    def hear(self) -> None:
+        """Take note of all that it has said so far."""
+        for what, step in re.findall(r"^(resumed|at|done) (\d+)\n", self._child.output, re.MULTILINE):
+            self.reached = max(self.reached, int(step))
             self.done = self.done or what == "done"
             if what == "resumed":
-                self.resumed_from = step
+                self.resumed_from = int(step)
 
     def hear_until(self, holds: Callable[["Life"], bool]) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.hear(line)
-            if holds(self):
-                return
+        while not holds(self):
+            assert self._child.alive, self.lines
+            time.sleep(0.005)
+            self.hear()
 
-    def end(self) -> int:
-        self.hear_until(lambda _: False)
-        return self.process.wait()
+    def kill(self, number: int) -> None:
+        os.kill(self._child.pid, number)
+
+    def wait_for_commit_past(self, step: int, home: Home) -> None:
+        storage = home.open()
+        while self._child.alive and (latest_step(storage) or 0) <= step:
+            time.sleep(0.001 if is_local(storage) else 0.02)
+
+    def end(self, timeout: float = 300.0) -> int:
+        status: int = self._child.wait(timeout)
+        self.hear()
+        return status
+
+
+Begin = Callable[..., Life]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """The environment of every life; compiled programs are shared, so that each is up sooner."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def _server(fork_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Compiled programs are shared, so that each life is up sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        return fork_server(TRAINEE, "eqx")
 
 
-@contextmanager
-def life(
-    home: Home,
-    environment: Mapping[str, str],
-    *,
-    total: int = TOTAL,
-    fault_at_call: int | None = None,
-    fault: str = "before",
-) -> Iterator[Life]:
+def _begin(
+    server: Any, home: Home, *, total: int = TOTAL, fault_at_call: int | None = None, fault: str = "before"
+) -> Life:
     settings = {
         "directory": home.url,
         "options": home.options,
@@ -120,27 +119,20 @@ def life(
         "fault_at_call": fault_at_call,
         "fault": fault,
     }
-    process = subprocess.Popen(
-        [sys.executable, str(TRAINEE), json.dumps(settings)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    try:
-        yield Life(process)
-    finally:
-        process.kill()
-        process.communicate()
+    return Life(server.start("main(**arguments)", **settings))
+
+
+@pytest.fixture
+def begin(_server: Any) -> Iterator[Begin]:
+    yield functools.partial(_begin, _server)
+    _server.end_children()
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]
-) -> Mapping[str, bytes]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, _server: Any) -> Mapping[str, bytes]:
     straight_home = Home(str(tmp_path_factory.mktemp("uninterrupted")))
-    with life(straight_home, environment) as straight:
-        assert straight.end() == 0, straight.lines
+    straight = _begin(_server, straight_home)
+    assert straight.end() == 0, straight.lines
     return final_files(straight_home)
 
 
@@ -160,14 +152,8 @@ def committed(home: Home) -> set[int]:
     return {each.step for each in found}
 
 
-def wait_for_commit_past(step: int, home: Home, process: subprocess.Popen[str]) -> None:
-    storage = home.open()
-    while process.poll() is None and (latest_step(storage) or 0) <= step:
-        time.sleep(0.001 if is_local(storage) else 0.02)
-
-
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(
-    home: Home, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+    home: Home, begin: Begin, uninterrupted: Mapping[str, bytes]
 ) -> None:
     lives: list[Life] = []
     # Inside a save, at calls that are each another phase of it (the list of pending keys or the mark, the
@@ -177,19 +163,18 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(
     if not is_local(home.open()):  # ten kills on the disk; in a bucket, where each life is long, two
         inside, delays = [(16, "before")], [0.03]
     for (call, fault), delay in zip(inside, delays, strict=True):
-        with life(home, environment, fault_at_call=call, fault=fault) as dying:
-            assert dying.end() == -signal.SIGKILL, dying.lines
-        lives.append(dying)
-        with life(home, environment) as killed:
-            killed.hear_until(lambda life: life.resumed_from >= 0)
-            wait_for_commit_past(killed.resumed_from, home, killed.process)
-            time.sleep(delay)
-            killed.process.send_signal(signal.SIGKILL)
-            assert killed.end() == -signal.SIGKILL, killed.lines
-        lives.append(killed)
+        dying = begin(home, fault_at_call=call, fault=fault)
+        assert dying.end() == -signal.SIGKILL, dying.lines
+        killed = begin(home)
+        killed.hear_until(lambda life: life.resumed_from >= 0)
+        killed.wait_for_commit_past(killed.resumed_from, home)
+        time.sleep(delay)
+        killed.kill(signal.SIGKILL)
+        assert killed.end() == -signal.SIGKILL, killed.lines
+        lives += [dying, killed]
         assert verify_checkpoint(home.open()) == []
-    with life(home, environment) as last:
-        assert last.end() == 0, last.lines
+    last = begin(home)
+    assert last.end() == 0, last.lines
     lives.append(last)
 
     assert lives[0].resumed_from == 0
@@ -204,46 +189,46 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(
 
 @pytest.mark.parametrize("home", [_LOCAL, _GCS], indirect=True)
 def test_a_run_stopped_by_sigterm_and_ctrl_c_saves_at_once_and_ends_in_the_same_bits(
-    home: Home, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+    home: Home, begin: Begin, uninterrupted: Mapping[str, bytes]
 ) -> None:
     stopped_at = 0
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        with life(home, environment) as stopped:
-            stopped.hear_until(lambda life: life.reached > stopped_at)  # noqa: B023 - called in this round only
-            stopped.process.send_signal(number)
-            assert stopped.end() == status, stopped.lines
+        stopped = begin(home)
+        stopped.hear_until(lambda life: life.reached > stopped_at)  # noqa: B023 - called in this round only
+        stopped.kill(number)
+        assert stopped.end() == status, stopped.lines
         assert stopped.resumed_from == stopped_at
         stopped_at = max(committed(home))
         assert stopped_at >= stopped.reached > stopped.resumed_from
         assert any("resume" in line and f"{stopped_at:,}" in line for line in stopped.lines), stopped.lines
-    with life(home, environment) as last:
-        assert last.end() == 0, last.lines
+    last = begin(home)
+    assert last.end() == 0, last.lines
     assert last.resumed_from == stopped_at
     assert final_files(home) == uninterrupted
 
 
 @_ALONE
 def test_a_second_signal_ends_a_run_whose_save_hangs_and_leaves_what_was_committed(
-    local: Home, environment: Mapping[str, str]
+    local: Home, begin: Begin
 ) -> None:
-    with life(local, environment, fault_at_call=15, fault="hang") as stopped:
-        stopped.hear_until(lambda life: life.lines[-1] == "hanging\n")
-        stopped.process.send_signal(signal.SIGTERM)
-        with pytest.raises(subprocess.TimeoutExpired):
-            stopped.process.wait(0.5)
-        stopped.process.send_signal(signal.SIGINT)
-        assert stopped.process.wait(20) == -signal.SIGINT, stopped.lines
+    stopped = begin(local, fault_at_call=15, fault="hang")
+    stopped.hear_until(lambda life: "hanging" in life.lines)
+    stopped.kill(signal.SIGTERM)
+    with pytest.raises(AssertionError, match="still runs"):
+        stopped.end(timeout=0.5)
+    stopped.kill(signal.SIGINT)
+    assert stopped.end(timeout=20) == -signal.SIGINT, stopped.lines
     assert committed(local)
     assert verify_checkpoint(local.open()) == []
 
 
 @_ALONE
 def test_a_finished_run_that_is_extended_ends_in_the_same_bits(
-    local: Home, environment: Mapping[str, str], uninterrupted: Mapping[str, bytes]
+    local: Home, begin: Begin, uninterrupted: Mapping[str, bytes]
 ) -> None:
-    with life(local, environment, total=TOTAL // 2 + 200) as first:
-        assert first.end() == 0, first.lines
-    with life(local, environment) as extended:
-        assert extended.end() == 0, extended.lines
+    first = begin(local, total=TOTAL // 2 + 200)
+    assert first.end() == 0, first.lines
+    extended = begin(local)
+    assert extended.end() == 0, extended.lines
     assert extended.resumed_from == TOTAL // 2 + 200
     assert final_files(local) == uninterrupted

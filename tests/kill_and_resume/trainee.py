@@ -1,20 +1,12 @@
-"""A training run in a process of its own, which prints where it is and can be told to die or hang in a save.
+"""A training run for a process of its own, which says where it is and can die or hang in a save."""
 
-Its only argument is a JSON object: ``directory``, ``options`` (of the storage), ``total``, ``interval``,
-``fault_at_call`` and ``fault``, which is "before" or "after" (it dies before or after its n-th call that
-changes something) or "hang" (it stops there).
-"""
-
+import importlib
 import itertools
-import json
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
-
-import gymnax
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.checkpoint import initialize_checkpoint_dir
@@ -22,6 +14,9 @@ from vibe_store.errors import VibeStoreWarning
 from vibe_store.registry import open_storage
 from vibe_store.runner import RunnerConfig, train_dqn
 from vibe_store.testing import Call, Fault, FaultyStorage
+
+# What gymnax takes longest to import. It computes with JAX as it is imported, so a fork comes before it.
+importlib.import_module("seaborn")
 
 
 def _fault(at_call: int | None, fault: str) -> Fault:
@@ -51,6 +46,18 @@ def main(
     fault_at_call: int | None,
     fault: str,
 ) -> None:
+    """Train.
+
+    Args:
+        directory: where the checkpoints are.
+        options: of the storage there.
+        total: how many steps.
+        interval: steps from one checkpoint to the next.
+        fault_at_call: at which of its calls that change something it meets its fault; None for none.
+        fault: "before" or "after" (it dies before or after that call), or "hang" (it stops there).
+    """
+    import gymnax
+
     warnings.simplefilter("error", VibeStoreWarning)
     env, env_params = gymnax.make("CartPole-v1")
     storage = FaultyStorage(open_storage(directory, **options), _fault(fault_at_call, fault))
@@ -76,7 +83,3 @@ def main(
             on_progress=lambda progress: print("at", progress.step, flush=True),
         )
     print("done", result.step, flush=True)
-
-
-if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
