@@ -190,6 +190,16 @@ def frames_of(path: Path) -> int:
         return int(picture.n_frames)
 
 
+def test_parameters_that_are_no_numbers_are_not_taken_for_the_usual_ones(
+    vibe_store: Run, tmp_path: Path
+) -> None:
+    env, params = gymnax.make("CartPole-v1")
+    save(tmp_path, (env, params.replace(x_threshold=float("inf"))))
+    ran = vibe_store("eval", tmp_path)
+    assert ran.status == 1
+    assert "on CartPole-v1 with values of x_threshold that are no numbers" in ran.err
+
+
 def test_render_draws_an_episode_frame_by_frame(vibe_store: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     env, params = gymnax.make("Breakout-MinAtar")

@@ -210,6 +210,13 @@ def test_a_rollout_that_cannot_be_split_is_refused_by_its_fields(cartpole: tuple
         train_ppo(*cartpole, ppo_config=config, runner_config=RUNNER)
 
 
+def test_a_run_whose_last_rollout_would_outgrow_the_counter_of_steps_is_refused(
+    trainers: dict[str, Any],
+) -> None:
+    with pytest.raises(InvalidValueError, match="with 40 steps at a time: steps are counted in 32 bits"):
+        trainers["ppo"](total_timesteps=2**31 - 20)
+
+
 def test_a_resume_that_does_not_fit_names_the_field_behind_it(
     trainers: dict[str, Any], memory: Any, pendulum: tuple[Any, Any]
 ) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vibe_store.errors import SaveFailedError, SaveTimeoutError, VibeStoreWarning
+from vibe_store.errors import InvalidValueError, SaveFailedError, SaveTimeoutError, VibeStoreWarning
 from vibe_store.interfaces import Checkpointer, PyTree
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.evaluate import Evaluation
@@ -177,6 +177,9 @@ class Trainer:
         best: the best evaluation among the checkpoints that exist.
         callbacks: who is told.
         signals: tells whether to stop.
+
+    Raises:
+        InvalidValueError: the run would outgrow what its counters can hold.
     """
 
     def __init__(
@@ -203,6 +206,11 @@ class Trainer:
         self._signals = signals
         self._step = resumed_from or 0
         self._end = first_multiple(config.total_timesteps, program.stride)
+        if self._end + program.stride >= 2**31:
+            raise InvalidValueError(
+                f"total_timesteps={config.total_timesteps} cannot be used with {program.stride:,} steps at a "
+                f"time: steps are counted in 32 bits, up to {2**31 - 1:,}."
+            )
         if self._reaches_target(best):
             self._end = min(self._end, self._step)
         self._saved_step = resumed_from

@@ -20,7 +20,8 @@ def named_env(metadata: Mapping[str, Any]) -> VectorEnv:
 
     Raises:
         MissingDependencyError: gymnax cannot be imported.
-        InvalidValueError: gymnax has no environment of this name, or that one is another.
+        InvalidValueError: gymnax has no environment of this name, that one is another, or the checkpoint
+            does not hold all of its parameters.
     """
     name = metadata["env"]
     try:
@@ -35,7 +36,15 @@ def named_env(metadata: Mapping[str, Any]) -> VectorEnv:
             "load_policy returns what acts."
         )
     env, params = gymnax.make(name)
-    envs = VectorEnv(env, params.replace(**_like_defaults(params, metadata["env_params"], name)))
+    saved = metadata["env_params"]
+    values = _like_defaults(params, saved, name)
+    missing = sorted(set(VectorEnv(env, params).plain_params()) - set(saved))
+    if missing:
+        raise InvalidValueError(
+            f"The checkpoint was trained on {name} with values of {', '.join(missing)} that are no numbers, "
+            "so it does not hold them. Play it from Python: load_policy returns what acts."
+        )
+    envs = VectorEnv(env, params.replace(**values))
     if envs.spaces() != metadata["spaces"]:
         raise InvalidValueError(
             f"{name} as gymnax makes it has {envs.spaces()}, but the checkpoint was trained on "
