@@ -1,6 +1,7 @@
 """Settings for every test, and what more than one folder of tests shares."""
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -21,6 +22,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What cannot even be imported without a package, by package; single tests skip themselves, and say why.
+_NEEDING = {
+    "gymnax": ("kill_and_resume", "runner", "cli/test_eval.py", "test_examples.py"),
+    "optax": ("algorithms", "serializers", "checkpoint/test_without_template.py"),
+    "rich": ("cli/test_moving.py", "cli/test_progress.py"),
+    "tenacity": ("storage/test_bucket_transfers.py",),
+    "tyro": ("cli/test_arguments.py", "cli/test_curves.py", "cli/test_train.py", "cli/test_verify_resume.py"),
+}
+_MISSING = [package for package in _NEEDING if importlib.util.find_spec(package) is None]
+collect_ignore = [path for package in _MISSING for path in _NEEDING[package]]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"left out without {package}: {', '.join(_NEEDING[package])}" for package in _MISSING]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what asks a real server as a proof, except the contract of storages, kept on each Python.
@@ -33,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
         if (asks and item.path.name != "test_contract.py") or item.path.parent.name == "algorithms":
             item.add_marker(pytest.mark.proof)
+        if "orbax" in words and importlib.util.find_spec("orbax") is None:
+            item.add_marker(pytest.mark.skip(reason='needs pip install "vibe-store[orbax]"'))
 
 
 @pytest.fixture(autouse=True)
