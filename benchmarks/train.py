@@ -1,9 +1,9 @@
 """Training speed beside rejax: DQN and PPO on CartPole, SAC on Pendulum, compilation apart.
 
-DQN has CleanRL's settings; the networks, batches, buffers and numbers of updates are the same on both sides.
-``--seeds 16`` trains so many at once on both sides; steps are then those of all of them together. Repeats are
-interleaved, so that whatever else the machine does falls on both sides alike. Needs
-``pip install "vibe-store[rl]" rejax``. Run it with
+DQN has CleanRL's settings, and a loop in the style of PureJaxRL on a buffer of flashbax beside it, too. The
+networks, batches, buffers and numbers of updates are the same everywhere. ``--seeds 16`` trains so many at
+once; steps are then those of all of them together. Repeats are interleaved, so that whatever else the machine
+does falls on all alike. Needs ``pip install "vibe-store[rl]" rejax flashbax``. Run it with
 ``python benchmarks/train.py [--algorithm dqn sac ppo] [--seeds N] [--steps N] [--repeats N]``.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import gymnax
 import jax
 from rejax_peer import rejax_algorithm
+from scan_peer import scan_dqn
 
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.algorithms.ppo import PPOConfig
@@ -106,13 +107,19 @@ def ours(case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]:
     return result.compile_seconds, result.train_seconds
 
 
-def theirs(case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]:
-    """Return the seconds of compilation and of training."""
+def peers(case: Case, steps: int) -> dict[str, Callable[[Any], Any]]:
+    """Return by name what trains the same from a PRNG key."""
     (config,) = case.config.values()
     algorithm = rejax_algorithm(case.env_id, config, num_envs=case.num_envs, steps=steps)
-    algorithm = algorithm.replace(eval_callback=lambda *_: ())
+    found = {"rejax": algorithm.replace(eval_callback=lambda *_: ()).train}
+    if isinstance(config, DQNConfig):
+        found["scan on flashbax"] = scan_dqn(case.env_id, config, num_envs=case.num_envs, steps=steps)
+    return found
+
+
+def timed(train: Callable[[Any], Any], seed: int, seeds: int) -> tuple[float, float]:
+    """Return the seconds of compilation and of training."""
     key = jax.random.key(seed)
-    train: Callable[..., Any] = algorithm.train
     if seeds > 1:
         key, train = jax.random.split(key, seeds), jax.vmap(train)
     started = time.perf_counter()
@@ -124,20 +131,20 @@ def theirs(case: Case, steps: int, seed: int, seeds: int) -> tuple[float, float]
 
 def compare(name: str, case: Case, steps: int, repeats: int, seeds: int) -> None:
     print(f"\n{name} on {case.env_id}: {steps:,} steps, {case.num_envs} environments, {seeds} seed(s)")
-    print(f"{'repeat':>6}  {'vibe_store':>12}  {'rejax':>12}  {'ratio':>6}   (environment steps per second)")
-    speeds: list[tuple[float, float]] = []
-    compiling: list[tuple[float, float]] = []
+    taken: dict[str, list[tuple[float, float]]] = {}
     for repeat in range(repeats):
-        mine, other = ours(case, steps, repeat, seeds), theirs(case, steps, repeat, seeds)
-        compiling.append((mine[0], other[0]))
-        speeds.append((seeds * steps / mine[1], seeds * steps / other[1]))
-        print(f"{repeat:>6}  {speeds[-1][0]:>12,.0f}  {speeds[-1][1]:>12,.0f}", end="  ")
-        print(f"{speeds[-1][0] / speeds[-1][1]:>6.2f}", flush=True)
-    my_speed, their_speed = (statistics.median(column) for column in zip(*speeds, strict=True))
-    ratio = statistics.median(mine / other for mine, other in speeds)
-    print(f"{'median':>6}  {my_speed:>12,.0f}  {their_speed:>12,.0f}  {ratio:>6.2f}")
-    mine, other = (statistics.median(column) for column in zip(*compiling, strict=True))
-    print(f"compilation: vibe_store {mine:.1f} s, rejax {other:.1f} s")
+        taken.setdefault("vibe_store", []).append(ours(case, steps, repeat, seeds))
+        for peer, train in peers(case, steps).items():
+            taken.setdefault(peer, []).append(timed(train, repeat, seeds))
+    for who, seconds in taken.items():
+        compiling, training = (statistics.median(column) for column in zip(*seconds, strict=True))
+        ratios = [other[1] / mine[1] for mine, other in zip(taken["vibe_store"], seconds, strict=True)]
+        print(
+            f"{who:>18}  {seeds * steps / training:>10,.0f} steps/s, {compiling:5.1f} s of compilation; "
+            f"vibe_store is {statistics.median(ratios):.2f} times as fast "
+            f"({min(ratios):.2f} to {max(ratios):.2f})",
+            flush=True,
+        )
 
 
 def main() -> None:
