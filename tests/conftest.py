@@ -24,11 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # What cannot even be imported without a package, by package; single tests skip themselves, and say why.
 _NEEDING = {
-    "gymnax": ("kill_and_resume", "runner", "cli/test_eval.py", "test_examples.py"),
+    "gymnax": ("kill_and_resume", "runner", "cli", "test_docs.py", "test_examples.py", "test_readme.py"),
     "optax": ("algorithms", "serializers", "checkpoint/test_without_template.py"),
-    "rich": ("cli/test_moving.py", "cli/test_progress.py"),
     "tenacity": ("storage/test_bucket_transfers.py",),
-    "tyro": ("cli/test_arguments.py", "cli/test_curves.py", "cli/test_train.py", "cli/test_verify_resume.py"),
+    "tyro": ("cli",),
 }
 _MISSING = [package for package in _NEEDING if importlib.util.find_spec(package) is None]
 collect_ignore = [path for package in _MISSING for path in _NEEDING[package]]
@@ -48,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = getattr(item, "callspec", None)
         words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
         asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
+        for server in asks:
+            item.add_marker(server)
         if (asks and item.path.name != "test_contract.py") or item.path.parent.name == "algorithms":
             item.add_marker(pytest.mark.proof)
         if "orbax" in words and importlib.util.find_spec("orbax") is None:

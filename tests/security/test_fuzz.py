@@ -170,6 +170,7 @@ def target(fast_folder: Any, tree: Any) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def orbax_target(fast_folder: Any, tree: Any) -> Iterator[Target]:
+    pytest.importorskip("orbax", reason='needs pip install "vibe-store[orbax]"')
     yield from _target(fast_folder, tree, "orbax")
 
 
