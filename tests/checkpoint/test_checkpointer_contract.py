@@ -63,14 +63,12 @@ class TestOrbaxManager(CheckpointerContract):
         return directory_in(LocalStorage(str(tmp_path / "checkpoints")), serializer="orbax")
 
 
-@pytest.mark.proof
 class TestS3Manager(CheckpointerContract):
     @pytest.fixture
     def directory(self, s3: Any) -> CheckpointerDirectory:
         return directory_in(s3.open(f"{uuid.uuid4().hex}/checkpoints"))
 
 
-@pytest.mark.proof
 class TestGCSManager(CheckpointerContract):
     @pytest.fixture
     def directory(self, gcs: Any) -> CheckpointerDirectory:
