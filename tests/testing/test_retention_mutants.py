@@ -9,6 +9,8 @@ from vibe_store.interfaces import RetentionPolicy
 from vibe_store.retention import latest
 from vibe_store.testing import RetentionContract
 
+pytestmark = pytest.mark.proof
+
 
 class Latest(RetentionContract):
     """The contract, of the policy that keeps the latest three."""

@@ -18,6 +18,8 @@ from vibe_store.serializers.eqx import EqxSerializer
 from vibe_store.serializers.template import template_of
 from vibe_store.testing import SerializerContract
 
+pytestmark = pytest.mark.proof
+
 
 class Eqx(SerializerContract):
     """The contract, of the serializer ``eqx``."""

@@ -20,6 +20,8 @@ from vibe_store.storage.local import LocalStorage
 from vibe_store.storage.memory import MemoryStorage
 from vibe_store.testing import StorageContract, StorageRoot
 
+pytestmark = pytest.mark.proof
+
 
 class InMemory(StorageContract):
     """The contract, of a storage in memory."""
@@ -78,6 +80,11 @@ def test_a_mutant_is_caught_by_the_test_of_what_it_breaks(
     mutant: type[Any], assert_caught: Callable[[type[Any]], None]
 ) -> None:
     assert_caught(mutant)
+
+
+def test_a_failure_shows_the_values(outcomes: dict[tuple[str, str], str]) -> None:
+    said = outcomes[AppendsOnOverwrite.__name__, AppendsOnOverwrite.caught_by]
+    assert "assert b'something longshort' == b'short'" in said
 
 
 # --- Writing.
