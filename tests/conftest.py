@@ -39,17 +39,14 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks a real server as a proof, except the contract of storages, kept on each Python.
-
-    What algorithms compute is a proof, too: it does not hang on the Python that asks for it.
-    """
+    """Mark what asks a real server, and what algorithms compute, which does not hang on the Python that asks."""
     for item in items:
         params = getattr(item, "callspec", None)
         words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
         asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
         for server in asks:
             item.add_marker(server)
-        if (asks and item.path.name != "test_contract.py") or item.path.parent.name == "algorithms":
+        if asks or item.path.parent.name == "algorithms":
             item.add_marker(pytest.mark.proof)
         if "orbax" in words and importlib.util.find_spec("orbax") is None:
             item.add_marker(pytest.mark.skip(reason='needs pip install "vibe-store[orbax]"'))
