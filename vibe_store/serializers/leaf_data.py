@@ -6,7 +6,7 @@ used.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -108,7 +108,7 @@ def read_records(
     Raises:
         CorruptCheckpointError: the table and the file do not belong together.
     """
-    wanted = sorted((row for row in rows if row.path in dtypes), key=lambda row: _place(row)[0])
+    wanted = _in_order(row for row in rows if row.path in dtypes)
     _check_places(wanted, dtypes, size, name)
     scratch = memoryview(bytearray(min(size, CHUNK) or 1))
     arrays: dict[str, NDArray] = {}
@@ -141,7 +141,7 @@ def read_parts(
         dtypes: for the path of each wanted leaf, the dtype that its row names.
         name: what to call the file in messages.
     """
-    wanted = sorted((row for row in rows if row.path in dtypes), key=lambda row: _place(row)[0])
+    wanted = _in_order(row for row in rows if row.path in dtypes)
     _check_places(wanted, dtypes, size, name)
     arrays: dict[str, NDArray] = {}
     for row in wanted:
@@ -159,6 +159,11 @@ def _place(row: Leaf) -> tuple[int, tuple[int, ...]]:
             f"The leaf table does not say where the data of {show_path(row.path)} begins."
         )
     return row.offset, row.shape
+
+
+def _in_order(rows: Iterable[Leaf]) -> list[Leaf]:
+    """Return rows as their data lies in the file; what has none comes before what begins at its place."""
+    return sorted(rows, key=lambda row: (_place(row)[0], 0 not in _place(row)[1]))
 
 
 def _check_places(rows: Sequence[Leaf], dtypes: Mapping[str, np.dtype[Any]], size: int, name: str) -> None:
