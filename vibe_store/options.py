@@ -130,8 +130,7 @@ def _choices(annotation: Any) -> list[Any]:
     if annotation is None:
         return [_NONE]
     if get_origin(annotation) in (Union, types.UnionType):
-        found = [choice for each in get_args(annotation) for choice in _choices(each)]
-        return found if found != [_NONE] else []
+        return [choice for each in get_args(annotation) for choice in _choices(each)]
     if get_origin(annotation) is Literal:
         return [_NONE if value is None else value for value in get_args(annotation)]
     return [annotation] if annotation in (*_READABLE, _NONE) else []
