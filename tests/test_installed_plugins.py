@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,17 @@ def rows_of(vibe_store: Environment, *arguments: str, **variables: str | Path) -
 
 
 # Plugins that do what they should.
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_wheel_holds_its_typed_package_and_the_licence_and_nothing_else(
+    wheels: dict[str, Path], name: str
+) -> None:
+    package = name.replace("-", "_")
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        names = wheel.namelist()
+    assert {part.partition("/")[0] for part in names} == {package, f"{package}-0.1.0.dist-info"}
+    assert {f"{package}/py.typed", f"{package}-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
 
 
 def test_what_is_installed_is_listed(ours: Environment) -> None:

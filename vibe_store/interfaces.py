@@ -269,7 +269,8 @@ class Serializer(ABC):
 
     Options are keywords of its constructor. Each has a default, and none is needed to load: a checkpoint is
     loaded by the serializer that its manifest names, made without options. Their annotations (bool, int,
-    float, str, None) say how they are read where a user writes them as text, ``"orbax:compress=true"``.
+    float, str, None) say how they are read where a user writes them as text, ``"orbax:compress=true"``. What
+    is written so is stored with a run, so none of them is a secret.
     """
 
     name: str
