@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,3 +257,24 @@ def test_what_is_loaded_is_memory_that_jax_takes_over_and_numpy_may_write(tmp_pa
     loaded["n"][0] = 2
     assert not loaded["j"].committed
     assert jax.jit(lambda x: x + 1, donate_argnums=0)(loaded["j"])[0] == 2
+
+
+@contextmanager
+def peak_of_allocations(most: int) -> Iterator[None]:
+    """Fail where more bytes than these are allocated at one time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
+def test_saving_takes_no_second_copy_of_the_state_and_loading_one(tmp_path: Path) -> None:
+    tree = {"a": np.ones(2 << 20), "b": np.ones(2 << 20)}
+    manager = CheckpointManager(tmp_path, serializer=SafetensorsSerializer(), async_timeout_secs=None)
+    size = sum(leaf.nbytes for leaf in tree.values())
+    with peak_of_allocations(size // 4):
+        manager.save(1, tree)
+    with peak_of_allocations(size * 5 // 4):
+        manager.restore(1, tree)
