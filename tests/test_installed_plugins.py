@@ -80,17 +80,20 @@ class Environment:
         )
 
     def pip(self, *arguments: str | Path) -> None:
-        """Install or uninstall something there, asking no index."""
-        uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
+        """Install or uninstall something there."""
         python = self.path / "bin" / "python"
-        command = (
-            [uv, "pip", *arguments, "--python", python]
-            if uv
-            else [sys.executable, "-m", "pip", "--python", python, *arguments]
-        )
-        if not uv and arguments[0] == "uninstall":
-            command.append("--yes")
+        uv = _uv()
+        if uv is not None:
+            command = [uv, "pip", *arguments, "--python", python]
+        else:
+            command = [python, "-m", "pip", *arguments]
+            command += ["--yes"] if arguments[0] == "uninstall" else []
         subprocess.run(command, check=True, capture_output=True, timeout=300, env={**self.variables})
+
+
+def _uv() -> str | None:
+    """Return where uv is, which takes a tenth of the time that pip takes."""
+    return shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> C
 
     def environment(*names: str) -> Environment:
         path = tmp_path_factory.mktemp("environment")
-        venv.create(path, symlinks=True)
+        venv.create(path, symlinks=True, with_pip=_uv() is None)
         (site,) = path.glob("lib/python*/site-packages")
         (site / "dependencies.pth").write_text(f"{dependencies}\n")
         made = Environment(path, variables)
