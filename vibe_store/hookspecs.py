@@ -43,7 +43,8 @@ class Provider:
 
     Attributes:
         name: what users write: a URL scheme for a storage (``"s3"``), a serializer's name (``"orbax"``),
-            or a retention policy's (``"latest"``).
+            or a retention policy's (``"latest"``). Of letters, digits and any of ``._+-``: a colon begins the
+            options that users may write behind the name of a serializer or a policy.
         target: where it is, as ``"package.module:Attribute"``.
         install: what ``pip install`` must be given when importing the target fails (``"vibe-store[s3]"``).
         api: the version of this interface that the target was written for, see :data:`API_VERSION`.
@@ -72,5 +73,6 @@ def vibe_store_serializers() -> Sequence[Provider]:
 @hookspec
 def vibe_store_retention() -> Sequence[Provider]:
     """Return the retention policies of this plugin; each target, called as ``target(**options)``,
-    returns a ``RetentionPolicy``."""
+    returns a ``RetentionPolicy``. The annotations of its parameters (bool, int, float, str, None, literals of
+    these) say how options are read that a user writes as text, ``"every_steps:interval=1000"``."""
     return ()

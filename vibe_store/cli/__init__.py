@@ -43,7 +43,9 @@ _COMMANDS = {
     "verify": _Command("vibe_store.cli.inspect:verify", "Read checkpoints whole and name every fault."),
     "copy": _Command("vibe_store.cli.moving:copy", "Copy checkpoints to another directory or bucket."),
     "prune": _Command("vibe_store.cli.moving:prune", "Delete the checkpoints that are not worth keeping."),
-    "plugins": _Command("vibe_store.cli.inspect:plugins", "List the plugins and what they provide."),
+    "plugins": _Command(
+        "vibe_store.cli.inspect:plugins", "List the plugins and what they provide, or describe one."
+    ),
 }
 
 _OPTIONAL = {"optax", "rich", "tyro"}
