@@ -57,10 +57,10 @@ class GaveUpError(Exception):
 
 
 class Calls:
-    """Runs coroutines on the event loop of a filesystem of fsspec, for callers in any thread.
+    """Runs coroutines on the event loop of a client, for callers in any thread.
 
     Args:
-        fs: the filesystem.
+        loop: returns the event loop, which another thread runs.
         attempts: how often a request is tried, 1 or more.
         backoff_secs: how long at most to wait before the second attempt; this doubles from one attempt to the
             next, up to 20 s. Each wait is a random part of that, so that many writers do not return together.
@@ -71,14 +71,19 @@ class Calls:
     """
 
     def __init__(
-        self, fs: Any, *, attempts: int, backoff_secs: float, is_transient: Callable[[BaseException], bool]
+        self,
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        *,
+        attempts: int,
+        backoff_secs: float,
+        is_transient: Callable[[BaseException], bool],
     ) -> None:
         if attempts < 1 or backoff_secs < 0:
             raise InvalidValueError(
                 "retry_attempts must be 1 or more and retry_backoff_secs 0 or more, but they are "
                 f"{attempts!r} and {backoff_secs!r}."
             )
-        self._fs = fs
+        self._loop = loop
         self._attempts = attempts
         self._backoff_secs = backoff_secs
         self._is_transient = is_transient
@@ -94,7 +99,7 @@ class Calls:
         """
         if remaining() == 0:
             raise GaveUpError(0, in_time=False)
-        loop: asyncio.AbstractEventLoop = self._fs.loop
+        loop = self._loop()
         outcome: Future[_T] = Future()
         tasks: list[asyncio.Task[_T]] = []  # for the loop itself keeps none alive
         context = contextvars.copy_context()
