@@ -133,19 +133,24 @@ class Calls:
         async with self.slots:
             yield
 
-    async def request(self, send: Callable[[], Awaitable[_T]], *, size: int = 0) -> _T:
+    async def request(
+        self, send: Callable[[], Awaitable[_T]], *, size: int = 0, attempts: int | None = None
+    ) -> _T:
         """Return what one request returns, sending it again as long as what goes wrong may pass.
 
         Args:
             send: sends it, each time anew.
             size: how many bytes it transfers, which decides how long each attempt may take.
+            attempts: how often it is tried, where that is not as often as any; 1 where ``send`` itself tries
+                again.
 
         Raises:
             GaveUpError: it never succeeded, or there is no time left; raised from the last failure.
         """
         patience = _PATIENCE_SECS + size / _SLOWEST
+        most = self._attempts if attempts is None else attempts
         retrying = AsyncRetrying(
-            stop=self._is_over,
+            stop=lambda state: _is_over(state, most),
             wait=wait_random_exponential(multiplier=self._backoff_secs, max=_LONGEST_WAIT_SECS),
             retry=retry_if_exception(self._is_transient),
             before_sleep=_log,
@@ -162,12 +167,8 @@ class Calls:
         except Exception as error:
             if not self._is_transient(error):
                 raise
-            attempts = int(retrying.statistics["attempt_number"])
-            raise GaveUpError(attempts, in_time=attempts == self._attempts) from error
-
-    def _is_over(self, state: RetryCallState) -> bool:
-        left = remaining()
-        return state.attempt_number >= self._attempts or (left is not None and state.upcoming_sleep >= left)
+            made = int(retrying.statistics["attempt_number"])
+            raise GaveUpError(made, in_time=made == most and remaining() != 0) from error
 
     async def tidy(self, send: Callable[[], Awaitable[object]], what: str) -> None:
         """Undo something after a failure, for a few seconds at most, whatever the deadline; log a failure."""
@@ -187,6 +188,11 @@ async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     return [task.result() for task in tasks]
+
+
+def _is_over(state: RetryCallState, attempts: int) -> bool:
+    left = remaining()
+    return state.attempt_number >= attempts or (left is not None and state.upcoming_sleep >= left)
 
 
 def _log(state: RetryCallState) -> None:

@@ -360,9 +360,10 @@ class ObjectStore(StorageBackend):
     def _gave_up(self, error: GaveUpError, doing: str, key: str) -> OSError:
         last = "" if error.__cause__ is None else f", the last time so: {_text_of(error.__cause__)}"
         if error.in_time:
+            often = "" if error.attempts == 1 else f" {error.attempts} times in a row"
             return ConnectionError(
                 errno.ECONNABORTED,
-                f"{doing.capitalize()} {key!r} in {self.url!r} failed {error.attempts} times in a row{last}. "
+                f"{doing.capitalize()} {key!r} in {self.url!r} failed{often}{last}. "
                 "Check the store and the network, and try again.",
             )
         return TimeoutError(
