@@ -1,7 +1,7 @@
 """Buckets of three kinds on servers of this machine, and the plugin as if it were installed.
 
-The server of S3 and the proxy are those of vibe_store's own tests, by path: the plugin lives in one repository
-with them.
+The server of S3 and the proxy are those of vibe_store's own tests, by path, as the plugin lives in one
+repository with them.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ _PROJECT = Path(__file__).parents[1]
 _SHARED = Path(__file__).parents[3] / "tests"
 _AZURITE = "azurite@3.37.0"
 _PATIENCE_SECS = 60.0
+_S3_SECRET = "a-secret-of-s3"  # noqa: S105 - of a server of this machine
 
 # The account of every emulator of Azure, which Microsoft publishes.
 _ACCOUNT = "devstoreaccount1"
@@ -63,6 +64,12 @@ class Bucket:
 
     def open(self, path: str, **options: Any) -> StorageBackend:
         return open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What nothing may show."""
+        names = ("account_key", "bearer_token", "secret_access_key")
+        return tuple(self.storage_options[name] for name in names if name in self.storage_options)
 
     def through(self, proxy: Any, **options: Any) -> "Bucket":
         """The same bucket through a proxy, with further options."""
@@ -128,7 +135,7 @@ def s3() -> Iterator[Bucket]:
             endpoint_url=url,
             region_name="us-east-1",
             aws_access_key_id="testing",
-            aws_secret_access_key="a-secret-of-s3",  # noqa: S106 - of a server of this machine
+            aws_secret_access_key=_S3_SECRET,
         )
         client.create_bucket(Bucket="bucket")
 
@@ -142,7 +149,7 @@ def s3() -> Iterator[Bucket]:
             "endpoint": url,
             "region": "us-east-1",
             "access_key_id": "testing",
-            "secret_access_key": "a-secret-of-s3",
+            "secret_access_key": _S3_SECRET,
             "client_options": {"allow_http": True},
         }
         yield Bucket(

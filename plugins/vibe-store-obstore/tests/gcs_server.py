@@ -1,8 +1,8 @@
 """A server of the XML API of Google Cloud Storage, as far as the Rust object store speaks it, and strict.
 
-No server that can be had speaks it: fake-gcs-server refuses uploads by XML, and Google's own testbench has none
-of multipart uploads. This one follows https://cloud.google.com/storage/docs/xml-api, and refuses whatever
-header or parameter it does not know, so that nothing is passed over that Google would act on.
+fake-gcs-server, which vibe_store's own storage is tested with, refuses uploads by XML. This one follows
+https://cloud.google.com/storage/docs/xml-api, and refuses whatever header or parameter it does not know, so
+that nothing is passed over that Google would act on.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-TOKEN = "a-token-of-the-tests"
+TOKEN = "a-token-of-the-tests"  # noqa: S105 - of a server of this machine
 _MOST_KEYS = 1000
 _SMALLEST_PART = 5 << 20
 _HEADERS = {
@@ -52,7 +52,7 @@ class Upload:
     parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, code: str, message: str = "") -> None:
@@ -128,9 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_headers()
             asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
             self._carry_out(unquote(bucket), unquote(name, errors="strict"), asked, body)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             code, message = escape(refusal.code), escape(refusal.message)
-            text = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
             self._answer(refusal.status, text.encode())
 
     do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - the server looks for these names
@@ -138,29 +138,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_headers(self) -> None:
         for header in map(str.lower, self.headers):
             if header not in _HEADERS and not header.startswith("x-goog-meta-"):
-                raise Refusal(400, "InvalidArgument", f"the header {header}")
+                raise RefusalError(400, "InvalidArgument", f"the header {header}")
         if self.command in {"POST", "PUT"} and "Content-Length" not in self.headers:
-            raise Refusal(411, "MissingContentLength")
+            raise RefusalError(411, "MissingContentLength")
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise Refusal(403, "AccessDenied", "Access denied.")
+            raise RefusalError(403, "AccessDenied", "Access denied.")
 
     def _carry_out(self, bucket_name: str, name: str, asked: dict[str, str], body: bytes) -> None:
         bucket = self.buckets.get(bucket_name)
         if bucket is None:
-            raise Refusal(404, "NoSuchBucket", "The specified bucket does not exist.")
+            raise RefusalError(404, "NoSuchBucket", "The specified bucket does not exist.")
         what = (self.command, frozenset(asked))
         with bucket.lock:
             if not name and self.command == "GET" and asked.get("list-type") == "2" and asked.keys() <= _LIST:
                 self._list(bucket, asked)
             elif not name:
-                raise Refusal(400, "InvalidArgument", f"{what} of a bucket")
+                raise RefusalError(400, "InvalidArgument", f"{what} of a bucket")
             elif what == ("PUT", frozenset()):
                 self._put(bucket, name, body)
             elif what in {("GET", frozenset()), ("HEAD", frozenset())}:
                 self._get(bucket, name)
             elif what == ("DELETE", frozenset()):
                 if bucket.objects.pop(name, None) is None:
-                    raise Refusal(404, "NoSuchKey", "The specified key does not exist.")
+                    raise RefusalError(404, "NoSuchKey", "The specified key does not exist.")
                 self._answer(204)
             elif what == ("POST", frozenset({"uploads"})):
                 identity = f"upload-{next(bucket._generations)}"
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _multipart(self, bucket: Bucket, name: str, asked: dict[str, str], body: bytes) -> None:
         upload = bucket.uploads.get(asked.get("uploadId", ""))
         if upload is None or upload.name != name:
-            raise Refusal(404, "NoSuchUpload", "The requested upload was not found.")
+            raise RefusalError(404, "NoSuchUpload", "The requested upload was not found.")
         what = (self.command, frozenset(asked))
         if what == ("PUT", frozenset({"uploadId", "partNumber"})):
             etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
@@ -195,22 +195,22 @@ class _Handler(BaseHTTPRequestHandler):
                 {"x-goog-generation": str(stored.generation)},
             )
         else:
-            raise Refusal(400, "InvalidArgument", str(what))
+            raise RefusalError(400, "InvalidArgument", str(what))
 
     def _put(self, bucket: Bucket, name: str, body: bytes) -> None:
         wanted = self.headers.get("x-goog-if-generation-match")
         found = bucket.objects.get(name)
         if wanted is not None and int(wanted) != (found.generation if found else 0):
-            raise Refusal(412, "PreconditionFailed", "At least one of the pre-conditions did not hold.")
+            raise RefusalError(412, "PreconditionFailed", "At least one of the pre-conditions did not hold.")
         stored = bucket.set(name, body, self._metadata())
         self._answer(200, b"", {"ETag": stored.etag, "x-goog-generation": str(stored.generation)})
 
     def _get(self, bucket: Bucket, name: str) -> None:
         found = bucket.objects.get(name)
         if found is None:
-            raise Refusal(404, "NoSuchKey", "The specified key does not exist.")
+            raise RefusalError(404, "NoSuchKey", "The specified key does not exist.")
         if self.headers.get("If-Match", found.etag) != found.etag:
-            raise Refusal(412, "PreconditionFailed", "At least one of the pre-conditions did not hold.")
+            raise RefusalError(412, "PreconditionFailed", "At least one of the pre-conditions did not hold.")
         headers = {
             "ETag": found.etag,
             "Last-Modified": formatdate(found.modified, usegmt=True),
@@ -221,10 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "Range" in self.headers:
             asked = _RANGE.fullmatch(self.headers["Range"])
             if asked is None:
-                raise Refusal(400, "InvalidArgument", self.headers["Range"])
+                raise RefusalError(400, "InvalidArgument", self.headers["Range"])
             start, last = int(asked[1]), int(asked[2] or len(data) - 1)
             if start >= len(data):
-                raise Refusal(416, "InvalidRange", "The requested range cannot be satisfied.")
+                raise RefusalError(416, "InvalidRange", "The requested range cannot be satisfied.")
             last = min(last, len(data) - 1)
             headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
             status, data = 206, data[start : last + 1]
@@ -279,14 +279,14 @@ def _row(name: str, stored: Stored) -> str:
 def _joined(upload: Upload, body: bytes) -> bytes:
     """The bytes of the parts that a request to complete an upload names."""
     rows: list[tuple[int, str]] = []
-    for part in ElementTree.fromstring(body):
+    for part in ElementTree.fromstring(body):  # noqa: S314 - what the plugin sends
         fields: dict[str, Any] = {field.tag.rpartition("}")[2]: field.text for field in part}
         rows.append((int(fields["PartNumber"]), fields["ETag"]))
     if not rows or [number for number, _ in rows] != sorted({number for number, _ in rows}):
-        raise Refusal(400, "InvalidPartOrder")
+        raise RefusalError(400, "InvalidPartOrder")
     for number, etag in rows:
         if upload.parts.get(number, ("", b""))[0] != etag:
-            raise Refusal(400, "InvalidPart", f"part {number} with {etag}")
+            raise RefusalError(400, "InvalidPart", f"part {number} with {etag}")
         if number != rows[-1][0] and len(upload.parts[number][1]) < _SMALLEST_PART:
-            raise Refusal(400, "EntityTooSmall")
+            raise RefusalError(400, "EntityTooSmall")
     return b"".join(upload.parts[number][1] for number, _ in rows)

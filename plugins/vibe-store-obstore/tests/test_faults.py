@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from vibe_store import open_storage
 from vibe_store.deadline import within
 from vibe_store.interfaces import StorageBackend
 
@@ -188,8 +189,6 @@ def test_a_refusal_fails_at_once_with_a_sentence(
 def test_a_bucket_that_is_not_there_is_named(bucket: Any, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"1")
     scheme = bucket.url.partition("://")[0]
-    from vibe_store import open_storage
-
     storage = open_storage(f"{scheme}://nobody-made-it/run", **bucket.storage_options)
     for call in (
         lambda: list(storage.list()),
@@ -218,10 +217,8 @@ def test_a_store_that_never_recovers_ends_in_a_sentence_after_all_attempts(
 
 def test_a_server_that_is_not_there_is_told_with_the_reason(bucket: Any) -> None:
     options = {**bucket.storage_options, bucket.endpoint: "http://127.0.0.1:9"}
-    from vibe_store import open_storage
-
     storage = open_storage(f"{bucket.url}/run", **options, retry_attempts=2, retry_backoff_secs=0.01)
-    with pytest.raises(ConnectionError, match="failed 2 times in a row.*Connection refused"):
+    with pytest.raises(ConnectionError, match=r"failed 2 times in a row.*Connection refused"):
         storage.read("k")
 
 

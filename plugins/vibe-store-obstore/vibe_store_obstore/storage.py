@@ -293,10 +293,10 @@ class Obstore(ObjectStore):
 
 
 class S3Obstore(Obstore):
-    """Objects in an S3 bucket, of Amazon or of anyone who speaks its language: ``s3+obstore://bucket/path``.
+    """Objects in an S3 bucket, of Amazon or whoever speaks its language: ``s3+obstore://bucket/path``.
 
-    An object is created only if none is there by ``If-None-Match: *``. Up to a thousand objects are removed in
-    one request; for a store that has no such requests there is the option ``disable_bulk_delete=True``.
+    An object is created only if none is there by ``If-None-Match: *``. A request removes up to a thousand
+    objects; for a store that has no such requests there is the option ``disable_bulk_delete=True``.
 
     Options are those of :class:`Obstore` and of ``obstore.store.S3Config``, such as ``access_key_id``,
     ``secret_access_key``, ``region`` and ``endpoint``.
