@@ -65,7 +65,9 @@ class ObjectStore(StorageBackend):
 
     A subclass knows the client. It implements the methods below that are abstract, each of which makes one
     request (:meth:`_upload` as many as a large file takes), and says which errors may pass. This class does
-    the rest.
+    the rest. Their underscore keeps them from the users of a storage, not from the authors of one, who may
+    also use ``_calls`` to try requests again, ``_blob`` for the records of a listing, and ``_no_bucket`` for
+    the error that there is no bucket.
 
     The store shows an upload once it is complete, creates an object only if none is there when asked to, and
     lists what was written before, in order. A key may be both an object and the beginning of others.

@@ -104,11 +104,9 @@ OPERATIONS: dict[str, Callable[[StorageBackend, Path], object]] = {
 
 FAULTS = [
     ("status", 503),
-    ("status", 500),
     ("status", 429),
     ("reset", 0),
     ("reset after", 0),
-    ("silence", 0),
     ("silence after", 0),
     ("cut request", 0),
     ("cut answer", 0),

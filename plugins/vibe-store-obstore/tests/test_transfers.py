@@ -69,6 +69,13 @@ def test_a_list_says_when_other_bytes_were_written(storage: Any) -> None:
     assert None not in versions
 
 
+def test_a_list_is_sorted_where_the_store_sorts_otherwise(open_root: Callable[[], Any]) -> None:
+    storage = open_root()
+    for key in ("😀", "\ufffd"):  # which Azurite lists in this order, that of UTF-16
+        storage.write(key, b"")
+    assert [blob.key for blob in storage.list()] == ["\ufffd", "😀"]
+
+
 def test_a_name_that_obstore_cannot_list_is_told(bucket: Any, open_root: Callable[[], Any]) -> None:
     storage = open_root()
     storage.write("k", b"1")
