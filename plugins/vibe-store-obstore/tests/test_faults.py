@@ -6,8 +6,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -407,3 +408,68 @@ def test_an_upload_that_is_forgotten_is_not_taken_for_what_was_there_before(
         )
         with pytest.raises(OSError, match="NoSuchUpload"):
             storage.put(source, "k")
+
+
+# answers that no other server gives
+
+
+@contextmanager
+def answering(status: int, headers: dict[str, str], body: Callable[[str], bytes]) -> Iterator[str]:
+    """Run a server that answers every request so; ``body`` is told the path and the query."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = body(self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def texts_of(error: BaseException | None) -> str:
+    shown = ""
+    while error is not None:
+        shown += f"{error} {error!r} {getattr(error, '__notes__', [])}"
+        error = error.__cause__ or error.__context__
+    return shown
+
+
+def test_a_signature_from_the_environment_that_the_server_quotes_is_in_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_SAS_KEY", "sv=2024-11-04&sig=hidden%2Fsignature")
+    with answering(403, {}, lambda path: f"<Error><Message>{path}</Message></Error>".encode()) as url:
+        options: dict[str, Any] = {"endpoint": f"{url}/account", "client_options": {"allow_http": True}}
+        storage = open_storage("az+obstore://container/run", account_name="account", **options)
+        with pytest.raises(PermissionError, match="Access was denied while reading 'k'") as caught:
+            storage.read("k")
+    shown = texts_of(caught.value) + repr(storage)
+    assert "***</Message>" in shown  # so it was quoted
+    assert "hidden" not in shown
+
+
+def test_a_part_that_is_shorter_than_it_should_be_is_never_taken_for_whole(tmp_path: Path) -> None:
+    headers = {
+        "Content-Range": "bytes 0-4/10",
+        "ETag": '"1"',
+        "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT",
+    }
+    with answering(206, headers, lambda _: b"01234") as url:
+        options = {"endpoint": url, "access_key_id": "a", "secret_access_key": "b", **patience(30.0)}
+        storage = open_storage("s3+obstore://bucket", **options)
+        with pytest.raises(OSError, match=r"Requested 0\.\.10, got 0\.\.5"):
+            storage.get("k", tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
