@@ -23,12 +23,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks a real server as a proof, except the contract of storages, kept on each Python."""
+    """Mark what asks a real server as a proof."""
     for item in items:
         params = getattr(item, "callspec", None)
         words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
-        asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
-        if asks and item.path.name != "test_contract.py":
+        if {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.proof)
 
 

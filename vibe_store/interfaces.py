@@ -106,7 +106,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class SavedItem:
-    """What a serializer wrote for one pytree: its files and its leaf table."""
+    """What a serializer wrote for one pytree: all its files, and a row for each leaf in the tree's order."""
 
     files: tuple[FileEntry, ...]
     leaves: tuple[Leaf, ...]
@@ -138,10 +138,16 @@ class CheckpointInfo:
 class StorageBackend(ABC):
     """Objects under one root URL, addressed by keys.
 
-    A key is one or more non-empty names joined by ``"/"``, none of which is ``"."`` or ``".."``; anything
-    else raises :class:`~vibe_store.errors.InvalidValueError`, and no key leads outside the root, through
-    symbolic links either. Every method may be called from any thread. What one call wrote, the next call
-    sees.
+    A key is one or more non-empty names joined by ``"/"``, none of which is ``"."`` or ``".."``; it holds no
+    backslash and no control character, and neither it nor a name begins as
+    :func:`vibe_store.storage.keys.check_key` says. Anything else raises
+    :class:`~vibe_store.errors.InvalidValueError`, and no key leads outside the root, through symbolic links
+    either. Keys are taken as they are: not quoted, not normalised, and there are no folders. Only where keys
+    are paths may an object at ``"a"`` keep others from being at ``"a/b"``, and the reverse, which raises
+    ``IsADirectoryError`` or ``NotADirectoryError``. Errors name the key.
+
+    Every method may be called from any thread. What one call wrote, the next call sees, through another
+    storage that is open at the same root too.
 
     A call that changes something is durable on return: it outlives a power failure, not only the process.
     With ``durable=False`` that may wait, at most until the next change with ``durable=True`` takes effect:
@@ -168,17 +174,23 @@ class StorageBackend(ABC):
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of one object from ``start`` up to ``end`` (to its end by default).
 
+        A range that reaches past the end of the object gives what there is of it.
+
         Raises:
             FileNotFoundError: there is no such object.
+            InvalidValueError: ``start`` or ``end`` is negative.
         """
 
     @abstractmethod
     def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
-        """Store a small object, whole or not at all.
+        """Store a small object, whole or not at all; what is there is replaced. ``data`` is not kept.
+
+        With ``overwrite=False``, of several writers that create one key at the same moment, exactly one
+        succeeds. A storage that cannot promise that looks first, and issues a
+        :class:`~vibe_store.errors.VibeStoreWarning` when that is asked of it for the first time.
 
         Raises:
-            FileExistsError: ``overwrite=False`` and the object exists. Of several writers that create one key
-                at the same moment, exactly one succeeds.
+            FileExistsError: ``overwrite=False`` and the object exists; it stays as it was.
         """
 
     @abstractmethod
@@ -187,11 +199,14 @@ class StorageBackend(ABC):
 
         With ``move=True`` the storage may take the file itself instead of a copy: afterwards the caller must
         neither use nor expect it.
+
+        Raises:
+            FileNotFoundError: there is no such file; the object is as it was.
         """
 
     @abstractmethod
     def get(self, key: str, target: Path) -> None:
-        """Copy an object of any size to a local file, which is replaced.
+        """Copy an object of any size to a local file, which is replaced; the folders above it are made.
 
         Raises:
             FileNotFoundError: there is no such object; ``target`` is as it was.
@@ -199,7 +214,11 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str], *, durable: bool = True) -> None:
-        """Remove exactly these objects, in any order; one that does not exist is no error."""
+        """Remove exactly these objects, in any order; one that does not exist is no error.
+
+        Raises:
+            InvalidValueError: one of them is no key, or ``keys`` is one text; nothing was removed.
+        """
 
     def sweep(self) -> None:  # noqa: B027 - most storages leave nothing behind
         """Remove what calls that were cut off left behind (temporary files, unfinished uploads).
@@ -290,15 +309,22 @@ class Serializer(ABC):
     def save(self, tree: PyTree, directory: Path, item: str) -> SavedItem:
         """Write a tree (or a snapshot of one) into files whose names begin with ``item``, from any thread.
 
-        Files are complete but need not be durable when this returns.
+        Files are complete but need not be durable when this returns. Other items of the same checkpoint are
+        saved into the same folder.
         """
 
     @abstractmethod
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:
-        """Return a tree of the structure of ``like`` with the saved leaves.
+        """Return a tree of the structure of ``like`` with the saved leaves, bit for bit.
 
-        Leaves of ``like`` may be ``jax.ShapeDtypeStruct``, with or without a sharding. With ``partial=True``
-        the checkpoint may hold leaves that ``like`` does not.
+        Leaves are matched by path. Those of ``like`` may be ``jax.ShapeDtypeStruct``, with or without a
+        sharding; their values are not looked at. They decide whether data of one dtype and shape becomes a
+        ``jax.Array``, a ``numpy.ndarray`` or a NumPy scalar, and nothing is cast. Arrays own their memory:
+        those of JAX can be donated, and are committed only where ``like`` says to which devices; those of
+        NumPy are contiguous, and can be written to. A callable is that of ``like``; a
+        :class:`~vibe_store.errors.VibeStoreWarning` says where one of another name was saved.
+
+        With ``partial=True`` the checkpoint may hold leaves that ``like`` does not.
 
         Raises:
             TemplateMismatchError: a leaf differs in path, shape, dtype or kind; all differences are in it.
@@ -307,7 +333,10 @@ class Serializer(ABC):
 
 
 class RetentionPolicy(Protocol):
-    """Decides which checkpoints go: a function without side effects."""
+    """Decides which checkpoints go: a function without side effects, of what it is shown and nothing else.
+
+    Shown what it has left, it deletes nothing more.
+    """
 
     def __call__(self, checkpoints: Sequence[CheckpointInfo], /) -> frozenset[int]:
         """Return the steps to delete, out of ``checkpoints``, which are sorted by step."""
@@ -347,7 +376,9 @@ class Checkpointer(ABC):
             True if the step was saved, or is being saved in the background.
 
         Raises:
-            StepAlreadyExistsError: the step is already committed.
+            InvalidValueError: the step, a metric or the metadata cannot be stored; nothing was saved.
+            UnsupportedLeafError: a leaf cannot be stored; nothing was saved.
+            StepAlreadyExistsError: the step is already committed, and stays as it was.
             SaveFailedError: the save before this one failed in the background; this one was not begun.
         """
 
@@ -396,7 +427,11 @@ class Checkpointer(ABC):
 
     @abstractmethod
     def metadata(self, step: int) -> dict[str, Any] | None:
-        """Return the metadata that this step was saved with, or None where there was none."""
+        """Return the metadata that this step was saved with, or None where there was none.
+
+        Raises:
+            CheckpointNotFoundError: there is no such step.
+        """
 
     @abstractmethod
     def latest_step(self) -> int | None:
@@ -408,15 +443,18 @@ class Checkpointer(ABC):
 
     @abstractmethod
     def all_steps(self) -> list[int]:
-        """Return every committed step, ascending."""
+        """Return every committed step, ascending; a step whose save failed or goes on is not among them."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Block until every save is committed; raise what went wrong in the background."""
+        """Block until every save is committed; raise, once, what went wrong in the background."""
 
     @abstractmethod
     def close(self) -> None:
-        """Wait, then let go of the directory. Closing twice is no error."""
+        """Wait, as :meth:`wait` does, then let go of the directory. Closing twice is no error.
+
+        A save afterwards raises :class:`~vibe_store.errors.CheckpointerClosedError`.
+        """
 
     @property
     def last_committed(self) -> CheckpointInfo | None:

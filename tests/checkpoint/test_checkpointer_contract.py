@@ -38,40 +38,38 @@ def directory_in(storage: StorageBackend, **options: Any) -> CheckpointerDirecto
     return CheckpointerDirectory(open_manager, failing)
 
 
-class TestLocalManager(CheckpointerContract):
+class TestLocal(CheckpointerContract):
     @pytest.fixture
     def directory(self, tmp_path: Path) -> CheckpointerDirectory:
         return directory_in(LocalStorage(str(tmp_path / "checkpoints")))
 
 
-class TestManagerInTheForeground(CheckpointerContract):
+class TestForeground(CheckpointerContract):
     @pytest.fixture
     def directory(self, tmp_path: Path) -> CheckpointerDirectory:
         return directory_in(LocalStorage(str(tmp_path / "checkpoints")), async_timeout_secs=None)
 
 
-class TestMemoryManager(CheckpointerContract):
+class TestMemory(CheckpointerContract):
     @pytest.fixture
     def directory(self) -> CheckpointerDirectory:
         return directory_in(MemoryStorage(f"memory://{uuid.uuid4().hex}/checkpoints"))
 
 
-class TestOrbaxManager(CheckpointerContract):
+class TestOrbax(CheckpointerContract):
     @pytest.fixture
     def directory(self, tmp_path: Path) -> CheckpointerDirectory:
         pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
         return directory_in(LocalStorage(str(tmp_path / "checkpoints")), serializer="orbax")
 
 
-@pytest.mark.proof
-class TestS3Manager(CheckpointerContract):
+class TestS3(CheckpointerContract):
     @pytest.fixture
     def directory(self, s3: Any) -> CheckpointerDirectory:
         return directory_in(s3.open(f"{uuid.uuid4().hex}/checkpoints"))
 
 
-@pytest.mark.proof
-class TestGCSManager(CheckpointerContract):
+class TestGCS(CheckpointerContract):
     @pytest.fixture
     def directory(self, gcs: Any) -> CheckpointerDirectory:
         return directory_in(gcs.open(f"{uuid.uuid4().hex}/checkpoints"))

@@ -5,12 +5,10 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,11 +21,8 @@ from vibe_store.errors import (
     DamagedCheckpointWarning,
     InvalidValueError,
     StepAlreadyExistsError,
-    TemplateMismatchError,
     UnknownProviderError,
-    UnsupportedLeafError,
 )
-from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.local import LocalStorage
 from vibe_store.testing import Call, Fault, FaultyStorage
 
@@ -64,19 +59,9 @@ def test_the_parameters_have_the_promised_names_and_defaults() -> None:
     assert list(inspect.signature(CheckpointManager.restore).parameters)[:3] == ["self", "step", "like"]
 
 
-@pytest.mark.parametrize("timeout", [7200, None, math.inf], ids=["async", "sync", "no-limit"])
-def test_what_was_saved_comes_back(storage: StorageBackend, scenarios: ModuleType, timeout: Any) -> None:
-    with CheckpointManager(storage, async_timeout_secs=timeout) as manager:
-        assert manager.latest_step() is None
-        assert manager.all_steps() == []
-        for step in (2, 10, 1):
-            metrics = {"loss": np.float32(0.5)}
-            assert manager.save(step, scenarios.tree(step), metrics=metrics, metadata={"a": [1, None]})
-        assert manager.all_steps() == [1, 2, 10]
-        assert manager.latest_step() == 10
-        assert scenarios.same(manager.restore(2, scenarios.tree(0)), scenarios.tree(2))
-        assert scenarios.same(manager.restore(None, scenarios.tree(0)), scenarios.tree(10))
-        assert manager.metadata(2) == {"a": [1, None]}
+def test_a_save_may_take_for_ever_and_metrics_may_be_numpys(tmp_path: Path, scenarios: ModuleType) -> None:
+    with CheckpointManager(tmp_path, async_timeout_secs=math.inf) as manager:
+        assert manager.save(2, scenarios.tree(2), metrics={"loss": np.float32(0.5)})
         assert manager.info(2).metrics == {"loss": 0.5}
 
 
@@ -138,41 +123,6 @@ def test_without_a_timeout_a_save_is_written_in_the_callers_thread(
     assert (tmp_path / "step_1" / "manifest.json").exists()
 
 
-def test_donation_and_changes_in_place_after_a_save_do_not_change_what_is_stored(tmp_path: Path) -> None:
-    array, numpy = jnp.arange(1000.0), np.arange(1000.0)
-    nested, metrics = {"deep": [1]}, {"loss": 1.0}
-    # The thread looks whether the step is free before it reads any leaf.
-    slow = Fault(lambda call: call.method == "read", "delay", seconds=0.3)
-    with CheckpointManager(FaultyStorage(LocalStorage(str(tmp_path)), slow)) as manager:
-        items = {"more": {"n": numpy}}
-        manager.save(1, {"a": array, "n": numpy}, items=items, metrics=metrics, metadata=nested)
-        donated = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(array)
-        donated.block_until_ready()
-        numpy[:] = -1
-        nested["deep"].append(2)
-        metrics["loss"] = 2.0
-        like = {"a": jax.ShapeDtypeStruct((1000,), jnp.float32), "n": np.zeros(1000)}
-        state, more = manager.restore(1, like, items={"more": {"n": np.zeros(1000)}})
-        assert manager.metadata(1) == {"deep": [1]}
-        assert manager.info(1).metrics == {"loss": 1.0}
-    assert np.array_equal(state["a"], np.arange(1000.0))
-    assert np.array_equal(state["n"], np.arange(1000.0))
-    assert np.array_equal(more["more"]["n"], np.arange(1000.0))
-
-
-def test_saves_in_quick_succession_each_store_their_own_state(tmp_path: Path) -> None:
-    array = np.zeros(200_000)
-    with CheckpointManager(tmp_path, max_to_keep=8) as manager:
-        for step in range(8):
-            array[:] = step
-            manager.save(step, {"numpy": array, "jax": jnp.full(1000, step)})
-        array[:] = -1
-        for step in range(8):
-            loaded = manager.restore(step, {"numpy": array, "jax": jnp.zeros(1000, jnp.int32)})
-            assert (loaded["numpy"] == step).all()
-            assert (loaded["jax"] == step).all()
-
-
 def test_items_load_apart_and_the_state_alone_does_not_need_them(
     tmp_path: Path, scenarios: ModuleType
 ) -> None:
@@ -224,24 +174,12 @@ def test_restoring_a_damaged_step_by_its_number_is_an_error(tmp_path: Path, scen
         CheckpointManager(tmp_path).restore(3, scenarios.tree(0))
 
 
-def test_restoring_into_another_template_names_every_difference(
-    tmp_path: Path, scenarios: ModuleType
-) -> None:
-    scenarios.prepare(LocalStorage(str(tmp_path)))
-    like = {**scenarios.tree(0), "w": np.zeros((3, 5), np.float32), "x": 1}
-    with pytest.raises(TemplateMismatchError) as caught:
-        CheckpointManager(tmp_path).restore(None, like)
-    assert sorted(caught.value.paths) == ["['w']", "['x']"]
-
-
-def test_restoring_where_nothing_is_says_so(storage: StorageBackend) -> None:
-    manager = CheckpointManager(storage)
+def test_restoring_where_nothing_is_says_so(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
     with pytest.raises(CheckpointNotFoundError, match="There is no checkpoint in"):
         manager.restore(None, {})
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint of step 5"):
         manager.restore(5, {})
-    with pytest.raises(CheckpointNotFoundError, match="no checkpoint of step 5"):
-        manager.info(5)
 
 
 def test_reading_creates_nothing(tmp_path: Path) -> None:
@@ -252,14 +190,11 @@ def test_reading_creates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_saving_a_step_twice_is_an_error_and_changes_nothing(
-    storage: StorageBackend, scenarios: ModuleType
-) -> None:
-    with CheckpointManager(storage) as manager:
+def test_saving_a_step_twice_says_what_to_do(tmp_path: Path, scenarios: ModuleType) -> None:
+    with CheckpointManager(tmp_path) as manager:
         manager.save(1, scenarios.tree(1))
-        with pytest.raises(StepAlreadyExistsError, match="step 1 is already in"):
+        with pytest.raises(StepAlreadyExistsError, match=r"step 1 is already in .* save_checkpoint\(\)"):
             manager.save(1, scenarios.tree(2))
-        assert scenarios.same(manager.restore(1, scenarios.tree(0)), scenarios.tree(1))
 
 
 def test_a_foreign_file_whose_name_begins_like_the_manifest_is_no_checkpoint(
@@ -335,14 +270,6 @@ def test_metadata_that_contains_itself_is_refused(tmp_path: Path) -> None:
         CheckpointManager(tmp_path).save(1, {}, metadata=metadata)
 
 
-def test_a_leaf_that_cannot_be_stored_is_refused_by_path_before_anything_is_written(tmp_path: Path) -> None:
-    with CheckpointManager(tmp_path) as manager:
-        with pytest.raises(UnsupportedLeafError, match=r"\['a'\]"):
-            manager.save(1, {"a": object()})
-        assert manager.all_steps() == []
-        assert manager.save(1, {"a": 1})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -392,13 +319,6 @@ def test_names_that_only_look_like_steps_are_no_steps(tmp_path: Path, scenarios:
     assert CheckpointManager(tmp_path).all_steps() == [1, 2, 3]
 
 
-def test_steps_of_any_size_are_sorted_as_numbers(tmp_path: Path, scenarios: ModuleType) -> None:
-    with CheckpointManager(tmp_path) as manager:
-        for step in (10**18 - 1, 9, 10, 2**40):
-            manager.save(step, scenarios.tree(1))
-        assert manager.all_steps() == [9, 10, 2**40, 10**18 - 1]
-
-
 def test_leaving_the_block_waits_for_the_last_save_and_does_not_hide_the_bodys_own_error(
     tmp_path: Path, scenarios: ModuleType
 ) -> None:
@@ -444,16 +364,11 @@ def test_a_directory_that_is_a_file_is_refused(tmp_path: Path, scenarios: Module
     assert (tmp_path / "file").read_text() == "mine"
 
 
-_Ranked = Callable[[dict[str, float]], Any]
-
-
-def test_the_best_step_is_the_one_with_the_best_metric(tmp_path: Path, scenarios: ModuleType) -> None:
-    losses = {1: 3.0, 2: 1.0, 3: math.nan, 4: 1.0, 5: 2.0}
+def test_of_equals_the_earliest_is_best_and_a_metric_may_be_nan(tmp_path: Path) -> None:
+    losses = {1: 3.0, 2: 1.0, 3: math.nan, 4: 1.0}
     with CheckpointManager(tmp_path, best_fn=lambda metrics: metrics["loss"], max_to_keep=9) as manager:
         for step, loss in losses.items():
-            manager.save(step, scenarios.tree(step), metrics={"loss": loss})
-        manager.save(6, scenarios.tree(6), metrics={"return": -99.0})
-        manager.save(7, scenarios.tree(7))
+            manager.save(step, {}, metrics={"loss": loss})
         assert manager.best_step() == 2
         metrics = manager.info(3).metrics
         assert metrics is not None

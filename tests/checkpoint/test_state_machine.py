@@ -1,8 +1,8 @@
 """What two writers did to a directory, with faults and crashes, is what a model says.
 
 The rules are those of ``vibe_store.testing.state_machine``. At least 10,000 run in memory and 500 on disk,
-the same ones each time. With the environment variable ``VIBE_STORE_STATE_MACHINE_STEPS`` set to a number, that
-many run in memory, a twentieth of them on disk, and other ones each time; a million takes about an hour
+the same ones each time. With the environment variable ``VIBE_STORE_STATE_MACHINE_STEPS`` set to a number,
+that many run in memory, a twentieth of them on disk, and other ones each time; a million takes about an hour
 (keeping the log of them all would take longer)::
 
     VIBE_STORE_STATE_MACHINE_STEPS=1000000 pytest -n 0 -p no:logging tests/checkpoint/test_state_machine.py

@@ -105,14 +105,12 @@ class TestFsspec(OurContract):
         pytest.skip("fsspec's local filesystem keeps empty folders, and no object can be where one is")
 
 
-@pytest.mark.proof
 class TestS3(OurContract):
     @pytest.fixture
     def root(self, s3: Any) -> StorageRoot:
         return root_in_a_bucket(s3)
 
 
-@pytest.mark.proof
 class TestGCS(OurContract):
     @pytest.fixture
     def root(self, gcs: Any) -> StorageRoot:

@@ -170,12 +170,14 @@ class CheckpointerContract:
         """When ``save`` returns, the caller may donate and change everything that it passed."""
         array, numpy, more = jnp.arange(100_000.0), np.arange(100_000.0), np.arange(10)
         metrics, metadata = {"loss": 1.0}, {"deep": [1]}
+        overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+        overwrite(jnp.zeros(100_000))  # so that nothing is compiled between the save and the changes
         with directory.open() as checkpointer:
             checkpointer.save(
                 10, {"a": array, "n": numpy}, items={"more": more}, metrics=metrics, metadata=metadata
             )
-            jax.block_until_ready(jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(array))
             numpy[:] = -1
+            jax.block_until_ready(overwrite(array))
             more[:] = -1
             metrics["loss"] = 2.0
             metadata["deep"].append(2)

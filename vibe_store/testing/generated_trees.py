@@ -13,7 +13,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 
 from vibe_store.interfaces import Leaf, PyTree
 from vibe_store.serializers.tree import describe
-from vibe_store.testing.trees import IMPLS, any_tree
+from vibe_store.testing.trees import IMPLS, any_tree, key_of, on_device
 
 __all__ = ["Agent", "ReorderedAgent", "agent_trees", "mutations"]
 
@@ -62,9 +62,10 @@ def agent_trees(draw: st.DrawFn, refused: Set[str] = frozenset()) -> PyTree:
     """A tree with at least two arrays, a typed key and a number, and all else that there is."""
     dtype = draw(st.sampled_from([jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8]))
     size = draw(st.integers(1, 3))
-    weights = jnp.arange(3 * size).reshape(size, 3).astype(dtype)
-    params = {"w": weights, "b": draw(st.sampled_from([np.ones(size), np.float32(size), jnp.ones(())]))}
-    key = jax.random.key(draw(st.integers(0, 99)), impl=draw(st.sampled_from(IMPLS)))
+    weights = on_device(np.arange(3 * size).reshape(size, 3).astype(dtype))
+    biases = [np.ones(size), np.float32(size), on_device(np.float32(1))]
+    params = {"w": weights, "b": draw(st.sampled_from(biases))}
+    key = key_of(draw(st.integers(0, 99)), draw(st.sampled_from(IMPLS)))
     root = draw(st.sampled_from(_ROOTS))
     return root(params, draw(any_tree(refused)), key, draw(st.integers(0, 2**40)))
 
@@ -80,7 +81,7 @@ def mutations(tree: PyTree, pick: Callable[[list[Any]], Any]) -> Iterator[Mutati
     params = leaves[next(i for i, place in enumerate(leaves) if place.path.endswith("['w']"))].keys[:-1]
     inside = keystr(params)
     yield "renamed", _put(tree, params, _renamed), {f"{inside}['w']", f"{inside}['weight']"}
-    yield "added", _put(tree, params, lambda old: {**old, "new": jnp.zeros(3)}), {f"{inside}['new']"}
+    yield "added", _put(tree, params, lambda old: {**old, "new": np.zeros(3)}), {f"{inside}['new']"}
     yield "dropped", _put(tree, params, lambda old: {"b": old["b"]}), {f"{inside}['w']"}
 
     one = pick(leaves)
@@ -101,7 +102,7 @@ def mutations(tree: PyTree, pick: Callable[[list[Any]], Any]) -> Iterator[Mutati
     key = pick([place for place in leaves if place.kind == "key"])
     yield "shape", _put(tree, key.keys, lambda _: _of_shape(key, (*key.leaf.shape, 1))), {key.path}
     impl = pick([impl for impl in IMPLS if impl != key.row.impl])
-    other_type = jax.random.key(0, impl=impl).dtype
+    other_type = key_of(0, impl).dtype
     changed = _put(tree, key.keys, lambda _: _of_shape(key, key.leaf.shape, other_type))
     yield "key implementation", changed, {key.path}
 

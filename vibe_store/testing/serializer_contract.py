@@ -153,7 +153,7 @@ class SerializerContract:
             assert [name for name, array in loaded.items() if not array.flags.writeable] == []
 
     @promised_by("Serializer.save", "Serializer.load")
-    def test_any_tree_comes_back_bit_for_bit_and_a_template_that_differs_in_one_leaf_is_refused_by_path(
+    def test_any_tree_comes_back_and_a_template_that_differs_in_one_leaf_is_refused(
         self, serializer: Serializer
     ) -> None:
         """Every tree comes back, and no template that differs from it in any one leaf is loaded into."""

@@ -25,6 +25,8 @@ __all__ = [
     "any_tree",
     "assert_same",
     "dtype_of",
+    "key_of",
+    "on_device",
     "sample",
 ]
 
@@ -85,10 +87,24 @@ def sample(dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 2)) -> NDArray:
     return np.resize(np.array([0, 1, 1, 0, 1], np.int8), shape).astype(dtype)
 
 
+def on_device(array: NDArray | np.generic) -> jax.Array:
+    """Return an array of JAX, without compiling a program for each shape and dtype as ``jnp`` does."""
+    placed: jax.Array = jax.device_put(array)
+    return placed
+
+
+def key_of(seed: int, impl: str = "threefry2x32", shape: tuple[int, ...] = ()) -> jax.Array:
+    """Return typed keys of any data, likewise."""
+    words = 2 if impl == "threefry2x32" else 4
+    data = np.random.default_rng(seed).integers(0, 2**32, (*shape, words), np.uint32)
+    key: jax.Array = jax.random.wrap_key_data(on_device(data), impl=impl)
+    return key
+
+
 def _jax_arrays(refused: Set[str]) -> PyTree:
     shapes = [(), (0,), (2, 0, 3), (5,), (2, 3)]
     names = [name for name in JAX_DTYPES if name not in refused]
-    return {name: [jnp.asarray(sample(dtype_of(name), shape)) for shape in shapes] for name in names}
+    return {name: [on_device(sample(dtype_of(name), shape)) for shape in shapes] for name in names}
 
 
 def _numpy_arrays(refused: Set[str]) -> PyTree:
@@ -107,9 +123,10 @@ def _every_byte(refused: Set[str]) -> PyTree:
 
 
 def _keys() -> PyTree:
+    keys = {impl: key_of(7, impl, ()) for impl in IMPLS}
     shapes = [(4,), (2, 3), (0,)]
-    keys = {impl: jax.random.key(7, impl=impl) for impl in IMPLS}
-    return [(keys, jax.random.PRNGKey(1)), [jax.random.split(k, s) for k in keys.values() for s in shapes]]
+    arrays = [key_of(seed, impl, shape) for impl in IMPLS for seed, shape in enumerate(shapes)]
+    return [(keys, on_device(np.array([0, 1], np.uint32))), arrays]
 
 
 def _scalars() -> PyTree:
@@ -121,17 +138,24 @@ def _scalars() -> PyTree:
 
 def _float_bits() -> PyTree:
     bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0x7F800000, 0x00000001], np.uint32)
-    return [bits.view(np.float32), jnp.asarray(bits.view(np.float32)), bits.view(np.float32)[1]]
+    return [bits.view(np.float32), on_device(bits.view(np.float32)), bits.view(np.float32)[1]]
 
 
 def _nodes() -> PyTree:
+    shapes = eqx.filter_eval_shape(eqx.nn.MLP, 3, 2, 4, 1, key=jax.random.key(0))
+    one = on_device(np.float32(1))
     return {
-        "model": eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)),
-        "module": Model(jnp.ones((2, 2)), jax.nn.relu, 0.5, "label"),
-        "tuple": Point(jnp.arange(3), (None, np.ones(2))),
+        "model": jax.tree.map(
+            lambda leaf: (
+                on_device(sample(leaf.dtype, leaf.shape)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+            ),
+            shapes,
+        ),
+        "module": Model(on_device(np.ones((2, 2), np.float32)), jax.nn.relu, 0.5, "label"),
+        "tuple": Point(on_device(np.arange(3, dtype=np.int32)), (None, np.ones(2))),
         "dataclass": Pair({"b": 1, "a": 2.0}, [None, [], {}, ()]),
-        "numbers": {3: jnp.zeros(()), 500: 1},
-        "pairs": {(1, "x"): jnp.ones(()), (1, "y"): 2},
+        "numbers": {3: one, 500: 1},
+        "pairs": {(1, "x"): one, (1, "y"): 2},
     }
 
 
@@ -165,7 +189,7 @@ TREES: dict[str, Callable[[Set[str]], PyTree]] = {
     "one string": lambda _: "only",
     "one callable": lambda _: jax.nn.relu,
     "one number": lambda _: 3,
-    "one array": lambda _: jnp.arange(3),
+    "one array": lambda _: on_device(np.arange(3, dtype=np.int32)),
     "one empty array": lambda _: np.zeros((0, 2)),
     "many leaves": lambda _: [np.full((i % 3,), i) for i in range(500)],
 }
@@ -174,12 +198,12 @@ TREES: dict[str, Callable[[Set[str]], PyTree]] = {
 
 @st.composite
 def _arrays(draw: st.DrawFn, refused: Set[str]) -> Any:
-    on_device = draw(st.booleans())
-    names = [name for name in (JAX_DTYPES if on_device else NUMPY_DTYPES) if name not in refused]
+    is_jax = draw(st.booleans())
+    names = [name for name in (JAX_DTYPES if is_jax else NUMPY_DTYPES) if name not in refused]
     dtype = dtype_of(draw(st.sampled_from(names)))
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
-    if on_device:
-        return jnp.asarray(sample(dtype, shape))
+    if is_jax:
+        return on_device(sample(dtype, shape))
     size = int(np.prod(shape))
     data = draw(st.binary(min_size=size * dtype.itemsize, max_size=size * dtype.itemsize))
     if dtype.kind == "b":
@@ -193,18 +217,11 @@ def _arrays(draw: st.DrawFn, refused: Set[str]) -> Any:
     return np.asfortranarray(array) if layout == "F" else array
 
 
-def _key(seed: int, impl: str, shape: tuple[int, ...]) -> jax.Array:
-    words = 2 if impl == "threefry2x32" else 4
-    data = np.random.default_rng(seed).integers(0, 2**32, (*shape, words), np.uint32)
-    key: jax.Array = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-    return key
-
-
 def any_tree(refused: Set[str] = frozenset()) -> st.SearchStrategy[PyTree]:
     """Return a strategy for trees of every kind of leaf and node, without arrays of the refused dtypes."""
     leaves: st.SearchStrategy[Any] = st.one_of(
         _arrays(refused),
-        st.builds(_key, st.integers(0, 99), st.sampled_from(IMPLS), st.sampled_from([(), (1,), (2, 1)])),
+        st.builds(key_of, st.integers(0, 99), st.sampled_from(IMPLS), st.sampled_from([(), (1,), (2, 1)])),
         st.booleans(),
         st.integers(-(2**63), 2**64 - 1),
         st.floats(),
