@@ -39,7 +39,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks a real server, and what algorithms compute, which does not hang on the Python that asks."""
+    """Mark what asks a real server, and what algorithms compute, which no Python changes."""
     for item in items:
         params = getattr(item, "callspec", None)
         words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
