@@ -18,7 +18,7 @@ from vibe_store.interfaces import Leaf
 from vibe_store.serializers.tree import HostCopy, NDArray, show_path
 from vibe_store.serializers.verifying_reader import CHUNK, Readable
 
-__all__ = ["LeafWriter", "Writable", "read_parts", "read_records", "stored_array"]
+__all__ = ["LeafWriter", "Writable", "in_file_order", "read_parts", "read_records", "stored_array"]
 
 _ALIGNMENT = 64
 
@@ -90,6 +90,11 @@ def stored_array(row: Leaf, value: Any) -> NDArray:
     return np.asarray(value, dtype=dtype)
 
 
+def in_file_order(rows: Iterable[Leaf]) -> list[Leaf]:
+    """Return rows as their data lies in the file; what has none comes before what begins at its place."""
+    return sorted(rows, key=lambda row: (_place(row)[0], 0 not in _place(row)[1]))
+
+
 def read_records(
     stream: Readable, size: int, rows: Sequence[Leaf], dtypes: Mapping[str, np.dtype[Any]], name: str
 ) -> dict[str, NDArray]:
@@ -98,7 +103,7 @@ def read_records(
     Args:
         stream: verifies what it gives when its end is reached.
         size: its length at most.
-        rows: the whole leaf table.
+        rows: the rows of the leaf table, in the order in which their data lies in the file.
         dtypes: for the path of each wanted leaf, the dtype that its row names.
         name: what to call the file in messages.
 
@@ -108,7 +113,7 @@ def read_records(
     Raises:
         CorruptCheckpointError: the table and the file do not belong together.
     """
-    wanted = _in_order(row for row in rows if row.path in dtypes)
+    wanted = [row for row in rows if row.path in dtypes]
     _check_places(wanted, dtypes, size, name)
     scratch = memoryview(bytearray(min(size, CHUNK) or 1))
     arrays: dict[str, NDArray] = {}
@@ -137,11 +142,11 @@ def read_parts(
     Args:
         read: fills a buffer from a place in the file, and verifies it against a checksum.
         size: the length of the file at most.
-        rows: the whole leaf table.
+        rows: the rows of the leaf table, in the order in which their data lies in the file.
         dtypes: for the path of each wanted leaf, the dtype that its row names.
         name: what to call the file in messages.
     """
-    wanted = _in_order(row for row in rows if row.path in dtypes)
+    wanted = [row for row in rows if row.path in dtypes]
     _check_places(wanted, dtypes, size, name)
     arrays: dict[str, NDArray] = {}
     for row in wanted:
@@ -159,11 +164,6 @@ def _place(row: Leaf) -> tuple[int, tuple[int, ...]]:
             f"The leaf table does not say where the data of {show_path(row.path)} begins."
         )
     return row.offset, row.shape
-
-
-def _in_order(rows: Iterable[Leaf]) -> list[Leaf]:
-    """Return rows as their data lies in the file; what has none comes before what begins at its place."""
-    return sorted(rows, key=lambda row: (_place(row)[0], 0 not in _place(row)[1]))
 
 
 def _check_places(rows: Sequence[Leaf], dtypes: Mapping[str, np.dtype[Any]], size: int, name: str) -> None:

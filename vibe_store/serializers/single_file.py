@@ -12,7 +12,7 @@ from vibe_store.durable_files import EarlyWriter, explained
 from vibe_store.errors import CorruptCheckpointError
 from vibe_store.interfaces import Leaf, PyTree, Source
 from vibe_store.serializers.host import rebuild, table_values
-from vibe_store.serializers.leaf_data import LeafWriter, read_parts, read_records
+from vibe_store.serializers.leaf_data import LeafWriter, in_file_order, read_parts, read_records
 from vibe_store.serializers.rows import STORED_KINDS
 from vibe_store.serializers.tree import Flat, compare, dtype_named, flatten, warn_of_other_callables
 from vibe_store.serializers.verifying_reader import Readable
@@ -66,11 +66,12 @@ def load_item_file(source: Source, name: str, item: str, like: PyTree, *, partia
     saved, flat = source.leaves, flatten(like)
     compare(saved, flat, partial=partial, what=f"saved item {item!r}")
     dtypes = wanted_dtypes(saved, flat)
+    rows = in_file_order(row for row in saved if row.path in dtypes)
     if len(flat.rows) < len(saved):
-        arrays = read_parts(functools.partial(source.read_part, name), entry.size, saved, dtypes, name)
+        arrays = read_parts(functools.partial(source.read_part, name), entry.size, rows, dtypes, name)
     else:
         with source.open(name) as stream:
-            arrays = read_records(cast(Readable, stream), entry.size, saved, dtypes, name)
+            arrays = read_records(cast(Readable, stream), entry.size, rows, dtypes, name)
     warn_of_other_callables(saved, flat, stacklevel=4)
     return rebuild(flat, {**table_values(saved), **arrays})
 
