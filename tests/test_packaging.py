@@ -74,12 +74,16 @@ def test_a_plain_install_brings_neither_the_reinforcement_learning_nor_a_cloud(m
     assert plain & {"gcsfs", "gymnax", "optax", "orbax-checkpoint", "rich", "s3fs", "six", "tyro"} == set()
 
 
-def test_the_extra_all_brings_every_other_extra(metadata: Message) -> None:
+def test_the_extra_all_brings_every_other_extra_but_that_for_tests(metadata: Message) -> None:
     by_extra: dict[str, set[str]] = {}
     for required in metadata.get_all("Requires-Dist", []):
         requirement, _, extra = required.partition("; extra == ")
         by_extra.setdefault(extra.strip("'\""), set()).add(requirement)
     plain, everything = by_extra.pop(""), by_extra.pop("all")
+    assert {requirement.partition(">")[0] for requirement in by_extra.pop("testing")} == {
+        "hypothesis",
+        "pytest",
+    }
     assert plain.isdisjoint(everything)
     assert everything == set().union(*by_extra.values())
 

@@ -164,6 +164,7 @@ class WritesInTwoSteps(OnDisk):
     class Storage(LocalStorage):
         def write(self, key: str, data: bytes, **options: Any) -> None:
             super().write(key, data[: len(data) // 2], **options)
+            time.sleep(0.002)
             super().write(key, data, **options)
 
 
@@ -174,6 +175,7 @@ class PutsInTwoSteps(InMemory):
     class Storage(MemoryStorage):
         def put(self, source: Path, key: str, **options: Any) -> None:
             self.write(key, b"")
+            time.sleep(0.002)
             super().put(source, key, **options)
 
 

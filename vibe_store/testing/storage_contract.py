@@ -18,7 +18,7 @@ from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, VibeStoreWarning
 from vibe_store.interfaces import StorageBackend
 from vibe_store.testing.promise import promised_by
-from vibe_store.testing.threads import at_once
+from vibe_store.testing.threads import at_once, switching_often
 
 __all__ = ["StorageContract", "StorageRoot"]
 
@@ -259,25 +259,28 @@ class StorageContract:
     ) -> None:
         """An object is stored whole or not at all: whoever reads meanwhile sees the old bytes or the new."""
         versions = [bytes([letter]) * 300_000 for letter in b"abc"]
-        storage, stop = root.open(), Event()
+        storage, stop, stored = root.open(), Event(), {"written": 0, "put": 0}
         storage.write("k", versions[0])
         (tmp_path / "source").write_bytes(versions[2])
 
         def write() -> None:
             while not stop.is_set():
                 root.open().write("k", versions[1])
+                stored["written"] += 1
 
         def put() -> None:
             while not stop.is_set():
                 root.open().put(tmp_path / "source", "k")
+                stored["put"] += 1
 
-        with ThreadPoolExecutor(2) as pool:
+        turns, seen, sizes = _turns(storage, 40, 15), set[bytes | None](), set[int]()
+        with switching_often(), ThreadPoolExecutor(2) as pool:
             writers = [pool.submit(write), pool.submit(put)]
             try:
-                seen, sizes = set[bytes | None](), set[int]()
-                for _ in range(_turns(storage, 60, 15)):
+                while (turns > 0 or min(stored.values()) < 5) and not any(each.done() for each in writers):
                     seen |= {root.open().read("k"), root.raw_get("k")}
                     sizes |= {blob.size for blob in root.open().list()}
+                    turns -= 1
             finally:
                 stop.set()
             for writer in writers:

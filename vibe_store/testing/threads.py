@@ -2,10 +2,11 @@
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-__all__ = ["at_once"]
+__all__ = ["at_once", "switching_often"]
 
 
 def at_once(count: int, action: Callable[[int], object]) -> list[object]:
@@ -19,10 +20,16 @@ def at_once(count: int, action: Callable[[int], object]) -> list[object]:
         except Exception as error:  # noqa: BLE001 - the caller looks at whatever was raised
             return error
 
+    with switching_often(), ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
+
+
+@contextmanager
+def switching_often() -> Iterator[None]:
+    """Let threads take turns so often that they meet where they seldom do."""
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # so that threads meet where they seldom do
+    sys.setswitchinterval(1e-6)
     try:
-        with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(call, range(count)))
+        yield
     finally:
         sys.setswitchinterval(interval)
