@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
+from vibe_store import registry
 from vibe_store.interfaces import StorageBackend
-from vibe_store.registry import open_storage
 
 _PROJECT = Path(__file__).parents[1]
 _SHARED = Path(__file__).parents[3] / "tests"
@@ -63,7 +63,7 @@ class Bucket:
     uploads: Callable[[str], list[Any] | None]
 
     def open(self, path: str, **options: Any) -> StorageBackend:
-        return open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
+        return registry.open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -113,6 +113,8 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.syspath_prepend(_PROJECT)
         patch.syspath_prepend(site)
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        # Other tests of this process may have asked for the registry, which is made once.
+        patch.setattr(registry, "_default", type(registry._default)())
         yield
 
 
