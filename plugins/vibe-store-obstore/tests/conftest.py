@@ -197,12 +197,12 @@ def gs() -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="session")
-def az(request: pytest.FixtureRequest) -> Iterator[Bucket]:
+def az() -> Iterator[Bucket]:
     """A container of the real Azurite."""
     blob = pytest.importorskip("azure.storage.blob", reason="needs pip install azure-storage-blob")
     from azure.core.exceptions import ResourceNotFoundError
 
-    with _azurite(request.config.cache.mkdir("azurite")) as url:
+    with _azurite() as url:
         service = blob.BlobServiceClient(f"{url}/{_ACCOUNT}", {"account_name": _ACCOUNT, "account_key": _KEY})
         container = service.create_container("container")
 
@@ -246,10 +246,10 @@ def proxy(proxies: ModuleType, bucket: Bucket) -> Iterator[Any]:
 
 
 @contextmanager
-def _azurite(folder: Path) -> Iterator[str]:
-    """Run Azurite, which npm installs into a folder the first time; yield its URL."""
+def _azurite() -> Iterator[str]:
+    """Run Azurite, which npm installs into the user's cache the first time; yield its URL."""
     node = shutil.which("node")
-    main = _install_azurite(folder)
+    main = _install_azurite()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -272,11 +272,13 @@ def _azurite(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def _install_azurite(folder: Path) -> Path:
+def _install_azurite() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vibe_store-tests"
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         pytest.skip("needs node and npm, of which Azurite is made")
     main = folder / _AZURITE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one installs
         if not main.exists():
