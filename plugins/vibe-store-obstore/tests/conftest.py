@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
+from vibe_store import registry
 from vibe_store.interfaces import StorageBackend
-from vibe_store.registry import open_storage
 
 _PROJECT = Path(__file__).parents[1]
 _SHARED = Path(__file__).parents[3] / "tests"
@@ -63,7 +63,7 @@ class Bucket:
     uploads: Callable[[str], list[Any] | None]
 
     def open(self, path: str, **options: Any) -> StorageBackend:
-        return open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
+        return registry.open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -113,6 +113,8 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.syspath_prepend(_PROJECT)
         patch.syspath_prepend(site)
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        # Other tests of this process may have asked for the registry, which is made once.
+        patch.setattr(registry, "_default", type(registry._default)())
         yield
 
 
@@ -195,12 +197,12 @@ def gs() -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="session")
-def az(request: pytest.FixtureRequest) -> Iterator[Bucket]:
+def az() -> Iterator[Bucket]:
     """A container of the real Azurite."""
     blob = pytest.importorskip("azure.storage.blob", reason="needs pip install azure-storage-blob")
     from azure.core.exceptions import ResourceNotFoundError
 
-    with _azurite(request.config.cache.mkdir("azurite")) as url:
+    with _azurite() as url:
         service = blob.BlobServiceClient(f"{url}/{_ACCOUNT}", {"account_name": _ACCOUNT, "account_key": _KEY})
         container = service.create_container("container")
 
@@ -244,10 +246,10 @@ def proxy(proxies: ModuleType, bucket: Bucket) -> Iterator[Any]:
 
 
 @contextmanager
-def _azurite(folder: Path) -> Iterator[str]:
-    """Run Azurite, which npm installs into a folder the first time; yield its URL."""
+def _azurite() -> Iterator[str]:
+    """Run Azurite, which npm installs into the user's cache the first time; yield its URL."""
     node = shutil.which("node")
-    main = _install_azurite(folder)
+    main = _install_azurite()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -270,11 +272,13 @@ def _azurite(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def _install_azurite(folder: Path) -> Path:
+def _install_azurite() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vibe_store-tests"
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         pytest.skip("needs node and npm, of which Azurite is made")
     main = folder / _AZURITE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one installs
         if not main.exists():

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -419,12 +419,15 @@ def answering(status: int, headers: dict[str, str], body: Callable[[str], bytes]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             content = body(self.path)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815 - the server looks for this name
 
         def log_message(self, *_: object) -> None:
             pass
@@ -473,3 +476,25 @@ def test_a_part_that_is_shorter_than_it_should_be_is_never_taken_for_whole(tmp_p
         with pytest.raises(OSError, match=r"Requested 0\.\.10, got 0\.\.5"):
             storage.get("k", tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "says"),
+    [
+        ("SlowDown", None, ""),
+        ("AccessDenied", PermissionError, "Access was denied while removing 'a, b'"),
+        ("Other", OSError, r"Removing 'a, b' in 's3\+obstore://bucket' was refused, .*Other"),
+    ],
+)
+def test_one_of_several_objects_that_is_not_removed_is_tried_again_or_told(
+    code: str, error: type[OSError] | None, says: str
+) -> None:
+    failed = f"<Error><Key>b</Key><Code>{code}</Code><Message>a text</Message></Error>"
+    answers = iter([f"<DeleteResult><Deleted><Key>a</Key></Deleted>{failed}</DeleteResult>"])
+    whole = "<DeleteResult><Deleted><Key>a</Key></Deleted><Deleted><Key>b</Key></Deleted></DeleteResult>"
+    with answering(200, {}, lambda _: next(answers, whole).encode()) as url:
+        options = {"endpoint": url, "access_key_id": "a", "secret_access_key": "b", **patience(30.0)}
+        storage = open_storage("s3+obstore://bucket", **options, retry_backoff_secs=0.01)
+        with pytest.raises(error, match=says) if error else nullcontext():
+            storage.delete(["a", "b"])
+    assert next(answers, None) is None

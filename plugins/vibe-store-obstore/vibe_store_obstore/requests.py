@@ -33,6 +33,9 @@ _PASSING_CODES = frozenset({"InternalError", "RequestTimeout", "ServiceUnavailab
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 _DENIED = frozenset({"AccessDenied", "401", "403"})
 
+_SUCCESS_THAT_IS_NONE = "Server returned error response"
+"""An answer of status 200, in which S3 says that it was slowed down or failed."""
+
 _WANTED_TOO_MUCH = "Wanted range starting at"
 _NEEDS_HTTP = "builder error"
 
@@ -80,6 +83,7 @@ class RequestError(Exception):
         )
         self.passes = not self.exists and (
             self.status in _PASSING_STATUSES
+            or _SUCCESS_THAT_IS_NONE in text
             or (code is not None and code["code"] in _PASSING_CODES)
             or (self.status is None and "HTTP error" in text and _may_pass(text, debug))
         )
