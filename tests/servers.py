@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
@@ -89,6 +91,36 @@ class Bucket:
     def open(self, path: str) -> StorageBackend:
         return open_storage(f"{self.url}/{path}", **self.storage_options)
 
+    def raw_set(self, name: str, data: bytes) -> None:
+        """Store an object without any storage of ours, by its name in the bucket."""
+        if self.url.startswith("s3:"):
+            self._boto3_client.put_object(Bucket=self._name, Key=name, Body=data)
+            return
+        place = f"/upload/storage/v1/b/{self._name}/o?uploadType=media&name={quote(name, safe='')}"
+        status, answer = _exchange(self.server, "POST", place, data)
+        assert status == 200, answer
+
+    def raw_get(self, name: str) -> bytes | None:
+        """Return the bytes of an object, or None where there is none, likewise."""
+        if self.url.startswith("s3:"):
+            client = self._boto3_client
+            try:
+                return bytes(client.get_object(Bucket=self._name, Key=name)["Body"].read())
+            except client.exceptions.NoSuchKey:
+                return None
+        place = f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}?alt=media"
+        status, answer = _exchange(self.server, "GET", place)
+        assert status in {200, 404}, answer
+        return answer if status == 200 else None
+
+    @property
+    def _name(self) -> str:
+        return self.url.partition("://")[2]
+
+    @cached_property
+    def _boto3_client(self) -> Any:
+        return self.boto3_client()
+
     def boto3_client(self) -> Any:
         """Return another client of an S3 server."""
         import boto3
@@ -118,10 +150,15 @@ def gcs_bucket(server: str, name: str = "bucket") -> Bucket:
 
 
 def _ask(url: str, method: str, path: str, body: str | None = None) -> int:
+    return _exchange(url, method, path, body)[0]
+
+
+def _exchange(url: str, method: str, path: str, body: str | bytes | None = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_PATIENCE_SECS)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})
-        return connection.getresponse().status
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 

@@ -1,11 +1,14 @@
 """What importing the package costs, and what its public names are."""
 
+import importlib
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import vibe_store
+import vibe_store.serializers
 
 HEAVY = (
     "equinox", "fsspec", "gcsfs", "gymnax", "jax", "jaxlib", "ml_dtypes", "numpy", "optax", "orbax", "rich",
@@ -58,3 +61,16 @@ def test_the_public_names_are_in_dir_before_they_are_imported() -> None:
 
 def test_the_errors_are_reachable_without_importing_them() -> None:
     subprocess.run([sys.executable, "-c", "import vibe_store; vibe_store.errors.VibeStoreError"], check=True)
+
+
+@pytest.mark.parametrize("name", vibe_store.serializers.__all__)
+def test_what_authors_of_serializers_need_can_be_imported_whatever_was_before(name: str) -> None:
+    importlib.import_module("vibe_store.serializers.eqx")
+    assert not isinstance(getattr(vibe_store.serializers, name), ModuleType)
+
+
+def test_importing_the_serializers_imports_none_of_them() -> None:
+    assert _imported_after("import vibe_store.serializers").isdisjoint({*HEAVY, "pluggy"})
+    with pytest.raises(AttributeError, match=r"module 'vibe_store\.serializers' has no attribute 'snap'"):
+        vibe_store.serializers.snap  # noqa: B018 - looking it up is the test
+    assert set(vibe_store.serializers.__all__) <= set(dir(vibe_store.serializers))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vibe_store.cli.plugins import plugins_json, plugins_text
+from vibe_store.cli.plugins import describe_plugins, plugins_json, plugins_text
 from vibe_store.discovery import DISABLE_VARIABLE
 from vibe_store.errors import PluginError, UnknownProviderError, VibeStoreWarning
 from vibe_store.registry import Registry
@@ -374,6 +374,48 @@ def test_the_text_says_what_is_wrong_below_a_table(install: Install, monkeypatch
         "beta: Importing it raised ModuleNotFoundError: No module named 'a_package_that_nobody_has'.",
         f"gamma: It is disabled by the environment variable {DISABLE_VARIABLE}.",
     ]
+
+
+def test_one_name_of_several_kinds_is_described_whole_where_one_of_them_is_broken(install: Install) -> None:
+    install(
+        "alpha",
+        STORAGE
+        + """
+@hookimpl
+def vibe_store_retention():
+    return [Provider(name=NAME, target="plugin_alpha_policies:alpha", install="vibe-store-alpha")]
+""",
+    )
+    registry = Registry.from_entry_points()
+    text, whole = describe_plugins("alpha", registry=registry)
+    assert not whole
+    assert text.startswith(
+        "storage alpha, of the plugin 'alpha' of vibe-store-alpha 1.0 (plugin_alpha_target:"
+    )
+    assert "It has no help" not in text  # that of the class it derives from
+    assert "retention policy alpha, of the plugin" in text
+    assert "needs a package that is not installed: No module named 'plugin_alpha_policies'" in text
+    opens, keeps = json.loads(describe_plugins("alpha", as_json=True, registry=registry)[0])
+    assert (opens["status"], opens["options"]) == ("ok", [])
+    assert (keeps["status"], keeps["options"], keeps["help"]) == ("broken", None, None)
+    assert 'Run `pip install "vibe-store-alpha"`' in keeps["reason"]
+
+
+def test_what_is_in_conflict_is_not_imported_to_be_described(install: Install) -> None:
+    source = STORAGE.replace("name=NAME", "name='shared'")
+    install("alpha", source, target="raise SystemExit")
+    install("beta", source, target="raise SystemExit")
+    text, whole = describe_plugins("shared", registry=Registry.from_entry_points())
+    assert not whole
+    assert text.count("Several plugins claim this name") == 2
+
+
+@pytest.mark.parametrize("hook", ["vibe_store_serializers", "vibe_store_retention"])
+def test_a_name_that_could_not_be_told_from_its_options_breaks_its_plugin(
+    install: Install, hook: str
+) -> None:
+    install("alpha", STORAGE.replace("vibe_store_storage", hook).replace("name=NAME", "name='a:b'"))
+    assert "whose name holds other characters than letters, digits and any of ._+-" in reason_for("alpha")
 
 
 def test_every_row_of_the_json_has_the_same_keys(install: Install) -> None:

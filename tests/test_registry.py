@@ -23,7 +23,7 @@ from vibe_store.errors import (
 )
 from vibe_store.hookspecs import Provider, hookimpl
 from vibe_store.interfaces import Serializer, StorageBackend
-from vibe_store.registry import Registry, get_retention, get_serializer, open_storage
+from vibe_store.registry import Registry, describe_target, get_retention, get_serializer, open_storage
 from vibe_store.storage.local import LocalStorage
 
 
@@ -53,6 +53,33 @@ class Refuses(LocalStorage):
         raise MissingDependencyError(f"a sentence of its own about {url}")
 
 
+class Writes(Serializer):
+    """A serializer that only remembers how it was made."""
+
+    name = "writes"
+
+    def __init__(self, *, level: int = 1, fast: bool = False) -> None:
+        self.level, self.fast = level, fast
+
+    def snapshot(self, tree: Any, *, reuse: Any = None) -> Any: ...
+
+    def save(self, tree: Any, directory: Path, item: str) -> Any: ...
+
+    def load(self, source: Any, item: str, like: Any, *, partial: bool = False) -> Any: ...
+
+
+def keeps(days: int = 1) -> Callable[[object], int]:
+    return lambda _: days
+
+
+def lazily(days: "int" = 1) -> Callable[[object], int]:
+    return lambda _: days
+
+
+def odd(days: "Missing" = 1) -> Callable[[object], int]:  # noqa: F821 - a name that only type checkers see
+    return lambda _: days
+
+
 class Unfinished(StorageBackend):
     def delete(self, keys: object, *, durable: bool = True) -> None: ...
 
@@ -64,7 +91,7 @@ RegistryOf = Callable[..., Registry]
 def registry_of(monkeypatch: pytest.MonkeyPatch) -> RegistryOf:
     """Make a registry with one plugin, whose targets are the objects above (``"targets:Storage"``)."""
     module = ModuleType("targets")
-    for target in (Storage, FsspecStorage, NeedsAtUse, Refuses, Unfinished):
+    for target in (Storage, FsspecStorage, NeedsAtUse, Refuses, Unfinished, Writes, keeps, lazily, odd):
         setattr(module, target.__name__, target)
     module.not_callable = 3
     module.makes_nothing = lambda: None
@@ -224,6 +251,81 @@ def test_a_missing_package_is_answered_with_what_to_install(registry_of: Registr
     assert isinstance(caught.value.__cause__, ImportError)
 
 
+# Options behind a name.
+
+
+def test_options_behind_a_name_are_read_by_the_annotations_of_its_target(registry_of: RegistryOf) -> None:
+    registry = registry_of(
+        serializers=(storage("writes", "targets:Writes"),),
+        retention=(storage("keeps", "targets:keeps"), storage("lazily", "targets:lazily")),
+    )
+    serializer = registry.get_serializer("writes:level=3,fast=true")
+    assert (serializer.name, serializer.level, serializer.fast) == ("writes", 3, True)
+    assert registry.get_retention("keeps:days=2")("given") == 2
+    assert registry.get_retention("lazily:days=2")("given") == 2
+    assert registry.get_serializer("writes:level=3", fast=True).fast is True
+
+
+def test_an_unknown_option_behind_a_name_is_answered_with_those_it_takes(registry_of: RegistryOf) -> None:
+    registry = registry_of(
+        serializers=(storage("writes", "targets:Writes"),), retention=(storage("keeps", "targets:keeps"),)
+    )
+    with pytest.raises(InvalidValueError, match=r"serializer 'writes' takes level and fast; 'lvl' is none"):
+        registry.get_serializer("writes:lvl=3")
+    with pytest.raises(InvalidValueError, match=r"retention policy 'keeps' takes days; 'hours' is none"):
+        registry.get_retention("keeps:hours=3")
+
+
+def test_an_option_behind_a_name_and_as_a_keyword_is_refused(registry_of: RegistryOf) -> None:
+    registry = registry_of(retention=(storage("keeps", "targets:keeps"),))
+    with pytest.raises(InvalidValueError, match="'keeps' is given days twice"):
+        registry.get_retention("keeps:days=2", days=2)
+
+
+def test_annotations_that_cannot_be_evaluated_are_blamed_on_the_distribution(registry_of: RegistryOf) -> None:
+    registry = registry_of(retention=(storage("odd", "targets:odd"),))
+    assert registry.get_retention("odd", days=1)("given") == 1
+    with pytest.raises(
+        PluginError, match=r"signature cannot be read \(NameError.*authors of vibe-store-cloud"
+    ):
+        registry.get_retention("odd:days=1")
+
+
+def test_a_name_that_does_not_exist_is_asked_for_without_its_options(registry_of: RegistryOf) -> None:
+    with pytest.raises(UnknownProviderError, match="no retention policy 'gfs'"):
+        registry_of().get_retention("gfs:hourly=1")
+
+
+def test_a_serializer_that_calls_itself_otherwise_is_blamed_on_its_distribution(
+    registry_of: RegistryOf,
+) -> None:
+    registry = registry_of(serializers=(storage("other", "targets:Writes"),))
+    with pytest.raises(PluginError, match="its attribute `name` is 'writes' instead of 'other'"):
+        registry.get_serializer("other")
+
+
+# What a target says of itself.
+
+
+def test_a_target_is_described_by_its_signature_and_its_docstring(registry_of: RegistryOf) -> None:
+    registry = registry_of(storage(), serializers=(storage("cloud", "targets:Writes"),))
+    opens, writes = map(describe_target, registry.named("cloud"))
+    assert [option.name for option in opens.options] == ["region", "timeout"]
+    assert opens.help == "A storage that only remembers how it was made."
+    assert [(option.name, option.type, option.default) for option in writes.options] == [
+        ("level", "int", 1),
+        ("fast", "bool", False),
+    ]
+
+
+def test_a_name_that_nothing_has_is_answered_with_those_that_exist(registry_of: RegistryOf) -> None:
+    registry = registry_of(storage(), retention=(storage("keeps", "targets:keeps"),))
+    with pytest.raises(
+        UnknownProviderError, match=r"called 'keep'\. Did you mean 'keeps'\? .* cloud and keeps\."
+    ):
+        registry.named("keep")
+
+
 def test_a_missing_package_of_a_protocol_is_named_as_fsspec_names_it(registry_of: RegistryOf) -> None:
     registry = registry_of(storage("fsspec", "targets:FsspecStorage"))
     with pytest.raises(MissingDependencyError, match="Install adlfs to access"):
@@ -333,3 +435,12 @@ def test_the_built_in_retention_policy_takes_its_options() -> None:
 def test_every_target_of_the_built_ins_exists(provider: Provider) -> None:
     module, _, attribute = provider.target.partition(":")
     assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_the_built_in_policies_and_serializers_take_their_options_as_text() -> None:
+    assert repr(get_retention("best_n:n=2,metric=eval_return,mode=max")) == (
+        "best_n(2, 'eval_return', mode='max')"
+    )
+    assert repr(get_retention("every_seconds:interval=60")) == "every_seconds(60.0)"
+    with pytest.raises(InvalidValueError, match=r"max_to_keep is .* 1 or more; got 0"):
+        get_retention("latest:max_to_keep=0")

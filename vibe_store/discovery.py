@@ -47,6 +47,7 @@ _HOOKS: dict[str, Kind] = {
     "vibe_store_serializers": "serializer",
     "vibe_store_retention": "retention",
 }
+_NAME = re.compile(r"[\w.+-]{1,100}")  # as manifests name serializers; a colon begins options
 _TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 _logger = logging.getLogger("vibe_store")
 
@@ -255,6 +256,8 @@ def _checked(item: object, hook: str) -> Provider:
     name: object = item.name
     if not isinstance(name, str) or not name:
         raise PluginError(f"{where}, whose name is no text.")
+    if hook != "vibe_store_storage" and not _NAME.fullmatch(name):
+        raise PluginError(f"{where}, whose name holds other characters than letters, digits and any of ._+-")
     if hook == "vibe_store_storage" and not (SCHEME.fullmatch(name) and name == name.lower()):
         raise PluginError(f"{where}, whose name is no URL scheme in lower case.")
     target: object = item.target

@@ -72,5 +72,6 @@ def vibe_store_serializers() -> Sequence[Provider]:
 @hookspec
 def vibe_store_retention() -> Sequence[Provider]:
     """Return the retention policies of this plugin; each target, called as ``target(**options)``,
-    returns a ``RetentionPolicy``."""
+    returns a ``RetentionPolicy``. The annotations of its parameters (bool, int, float, str, None, literals of
+    these) say how options are read that a user writes as text, ``"every_steps:interval=1000"``."""
     return ()

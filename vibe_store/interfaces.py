@@ -265,7 +265,12 @@ class Source(ABC):
 
 
 class Serializer(ABC):
-    """Turns pytrees into files of one local folder, and back; options are keywords of its constructor."""
+    """Turns pytrees into files of one local folder, and back.
+
+    Options are keywords of its constructor. Each has a default, and none is needed to load: a checkpoint is
+    loaded by the serializer that its manifest names, made without options. Their annotations (bool, int,
+    float, str, None) say how they are read where a user writes them as text, ``"orbax:compress=true"``.
+    """
 
     name: str
     """The name by which it is registered; it stands in the manifest of what it wrote."""

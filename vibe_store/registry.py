@@ -13,6 +13,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from vibe_store.discovery import (
@@ -36,12 +37,29 @@ from vibe_store.errors import (
     VibeStoreWarning,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
+from vibe_store.options import Given, Option, options_of, read_options, split_options
 from vibe_store.storage.redaction import without_credentials
 
-__all__ = ["Registry", "default_registry", "get_retention", "get_serializer", "open_storage"]
+__all__ = [
+    "Described",
+    "Registry",
+    "default_registry",
+    "describe_target",
+    "get_retention",
+    "get_serializer",
+    "open_storage",
+]
 
 _FALLBACK_STORAGE = "fsspec"
 _MANGLED_SCHEME = re.compile(rf"(?:^|/)({SCHEME.pattern}):(?:/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the target of a provider says of itself: its options, and its docstring."""
+
+    options: tuple[Option, ...]
+    help: str
 
 
 class Registry:
@@ -93,35 +111,69 @@ class Registry:
             row = self._find("storage", _FALLBACK_STORAGE)
         if row is None:
             self._raise_unknown("storage", scheme)
-        target = _subclass(row, StorageBackend)
+        target = _factory(row)
         return cast(StorageBackend, _call(row, target, text, options=storage_options))
 
     def get_serializer(self, name: str, **options: Any) -> Serializer:
         """Make a serializer, see :func:`get_serializer`."""
-        row = self._find("serializer", name)
+        bare, given = split_options(name)
+        row = self._find("serializer", bare)
         if row is None:
-            self._raise_unknown("serializer", name)
-        return cast(Serializer, _call(row, _subclass(row, Serializer), options=options))
+            self._raise_unknown("serializer", bare)
+        target = _factory(row)
+        serializer = cast(Serializer, _call(row, target, options=_joined(row, target, given, options)))
+        if (own := getattr(serializer, "name", None)) != bare:
+            # What it writes would say so in its manifest, and not be found by that name.
+            raise _at_fault(row, f"its attribute `name` is {own!r} instead of {bare!r}")
+        return serializer
 
     def get_retention(self, name: str, **options: Any) -> RetentionPolicy:
         """Make a retention policy, see :func:`get_retention`."""
-        row = self._find("retention", name)
+        bare, given = split_options(name)
+        row = self._find("retention", bare)
         if row is None:
-            self._raise_unknown("retention", name)
-        factory = _import_target(row)
-        if not callable(factory):
-            raise _at_fault(row, f"it is {factory!r}, which cannot be called")
-        policy = _call(row, factory, options=options)
+            self._raise_unknown("retention", bare)
+        factory = _factory(row)
+        policy = _call(row, factory, options=_joined(row, factory, given, options))
         if not callable(policy):
             raise _at_fault(row, f"it returned {policy!r}, which cannot be called")
         return cast(RetentionPolicy, policy)
+
+    def plugin_of(self, serializer: Serializer) -> Plugin | None:
+        """Return the plugin that provides a serializer; None where it was made without one."""
+        package = type(serializer).__module__.partition(".")[0]
+        return next(
+            (
+                row.plugin
+                for row in self.registrations
+                if (row.kind, row.provider.name) == ("serializer", serializer.name)
+                and re.split("[.:]", row.provider.target)[0] == package
+            ),
+            None,
+        )
+
+    def named(self, name: str) -> tuple[Registration, ...]:
+        """Return every provider of this name, of whatever kind.
+
+        Raises:
+            UnknownProviderError: there is none; the message says which there are.
+        """
+        self._warn_once()
+        found = tuple(row for row in self.registrations if row.provider.name == name)
+        if not found:
+            names = sorted({row.provider.name for row in self.registrations})
+            close = difflib.get_close_matches(name, names)
+            hint = f" Did you mean {listed([repr(match) for match in close], 'or')}?" if close else ""
+            raise UnknownProviderError(
+                f"Nothing is called {name!r}.{hint} Those that exist are {listed(names)}."
+            )
+        return found
 
     def _find(self, kind: Kind, name: str) -> Registration | None:
         self._warn_once()
         for row in self.registrations:
             if (row.kind, row.provider.name) == (kind, name):
-                if row.status != "ok":
-                    raise PluginError(f"The {kind_text(kind)} {name!r} cannot be used. {row.reason}")
+                _check_status(row)
                 return row
         return None
 
@@ -232,10 +284,15 @@ def open_storage(url: str | os.PathLike[str], **storage_options: Any) -> Storage
 
 
 def get_serializer(name: str, **options: Any) -> Serializer:
-    """Make the serializer of this name (``"eqx"``, say), with its options as keywords.
+    """Make the serializer of this name (``"eqx"``, say), with its options as keywords or behind its name.
+
+    Args:
+        name: the name alone, or with options that are read by the types of the serializer's own signature:
+            ``"orbax:compress=true"``.
+        options: more options, as they are.
 
     Raises:
-        InvalidValueError: the serializer does not take an option.
+        InvalidValueError: the serializer does not take an option, or the text of one cannot be read.
         UnknownProviderError: there is none of this name; the message says which there are.
         MissingDependencyError: it needs a package that is not installed; the message says which.
         PluginError: the plugin that provides it is at fault, or several plugins claim the name.
@@ -244,15 +301,52 @@ def get_serializer(name: str, **options: Any) -> Serializer:
 
 
 def get_retention(name: str, **options: Any) -> RetentionPolicy:
-    """Make the retention policy of this name (``"latest"``, say), with its options as keywords.
+    """Make the retention policy of this name (``"latest"``, say), with its options as keywords or behind it.
+
+    Args:
+        name: the name alone, or with options that are read by the types of the policy's own signature:
+            ``"best_n:n=2,metric=eval_return,mode=max"``.
+        options: more options, as they are.
 
     Raises:
-        InvalidValueError: the policy does not take an option.
+        InvalidValueError: the policy does not take an option, or the text of one cannot be read.
         UnknownProviderError: there is none of this name; the message says which there are.
         MissingDependencyError: it needs a package that is not installed; the message says which.
         PluginError: the plugin that provides it is at fault, or several plugins claim the name.
     """
     return default_registry().get_retention(name, **options)
+
+
+def describe_target(row: Registration) -> Described:
+    """Import what a provider names, and return what it says of itself.
+
+    Raises:
+        MissingDependencyError: it needs a package that is not installed; the message says which.
+        PluginError: it cannot be used; the message says why.
+    """
+    _check_status(row)
+    target = _factory(row)
+    signature = _signature(target)
+    # A storage's first argument is its URL.
+    options = options_of(signature, after=int(row.kind == "storage")) if signature else ()
+    return Described(options, inspect.getdoc(target) or "")
+
+
+def _check_status(row: Registration) -> None:
+    if row.status != "ok":
+        raise PluginError(f"The {kind_text(row.kind)} {row.provider.name!r} cannot be used. {row.reason}")
+
+
+def _factory(row: Registration) -> Callable[..., object]:
+    """Import what a provider names, which must be fit for its kind."""
+    if row.kind == "storage":
+        return _subclass(row, StorageBackend)
+    if row.kind == "serializer":
+        return _subclass(row, Serializer)
+    target = _import_target(row)
+    if not callable(target):
+        raise _at_fault(row, f"it is {target!r}, which cannot be called")
+    return target
 
 
 def _import_target(row: Registration) -> object:
@@ -294,6 +388,27 @@ def _call(
         if isinstance(error, MissingDependencyError) and not row.provider.install:
             raise
         raise _missing_dependency(row, error) from error
+
+
+def _joined(
+    row: Registration, target: Callable[..., object], given: Given, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options that stand behind a name, read, and those that were passed as keywords."""
+    if not given:
+        return options
+    what = f"{kind_text(row.kind)} {row.provider.name!r}"
+    if twice := sorted(given.keys() & options.keys()):
+        raise InvalidValueError(
+            f"The {what} is given {listed(twice)} twice, behind its name and as a keyword."
+        )
+    return read_options(what, given, _evaluated_signature(row, target)) | options
+
+
+def _evaluated_signature(row: Registration, target: Callable[..., object]) -> inspect.Signature:
+    try:
+        return inspect.signature(target, eval_str=True)
+    except Exception as error:  # annotations that are text may hold anything
+        raise _at_fault(row, f"its signature cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _check_options(

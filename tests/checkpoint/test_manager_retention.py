@@ -47,6 +47,12 @@ def test_the_best_stays_however_old_and_goes_when_another_is_better(storage: Sto
         assert manager.best_step() == 5
 
 
+def test_a_policy_is_named_with_its_options(storage: StorageBackend) -> None:
+    with CheckpointManager(storage, retention="every_steps:interval=4", async_timeout_secs=None) as manager:
+        _save(manager, *range(1, 7))
+        assert manager.all_steps() == [4, 6]
+
+
 def test_pinned_steps_stay_until_they_are_unpinned(storage: StorageBackend) -> None:
     with CheckpointManager(storage, max_to_keep=1) as manager:
         _save(manager, 1)

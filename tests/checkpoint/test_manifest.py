@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,16 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vibe_store.checkpoint import Manifest, load_checkpoint, load_manifest
-from vibe_store.checkpoint.manifest import FORMAT, ItemRecord, StoredFile, decode, encode
-from vibe_store.errors import CorruptCheckpointError, NewerFormatError
+from vibe_store.checkpoint import Manifest, load_checkpoint, load_manifest, save_checkpoint
+from vibe_store.checkpoint.manifest import (
+    FORMAT,
+    Distribution,
+    ItemRecord,
+    StoredFile,
+    decode,
+    encode,
+)
+from vibe_store.errors import CorruptCheckpointError, NewerFormatError, UnknownProviderError
 from vibe_store.interfaces import Leaf
 
 _CHECKSUM = "0123456789abcdef" * 2
@@ -48,8 +56,15 @@ def _with(**changes: Any) -> bytes:
 
 _names = st.text("abcdefgh_-", min_size=1, max_size=8).filter(lambda name: not name.startswith("-"))
 _files = st.builds(StoredFile, _names, st.integers(0, 2**60), st.just(_CHECKSUM))
+_distributions = st.builds(
+    Distribution, st.sampled_from(["x", "vibe-store_npz.2"]), st.sampled_from([None, "1.0+local", "1!2rc1"])
+)
 _items = st.builds(
-    ItemRecord, _names, st.dictionaries(_names, _files), st.just((Leaf("['a']", "int", "int64", ()),))
+    ItemRecord,
+    _names,
+    st.dictionaries(_names, _files),
+    st.just((Leaf("['a']", "int", "int64", ()),)),
+    st.none() | _distributions,
 )
 _manifests = st.builds(
     Manifest,
@@ -179,6 +194,60 @@ def test_a_key_that_could_lead_elsewhere_is_damage(key: object) -> None:
 def test_a_file_without_a_size_and_a_checksum_is_damage(file: dict[str, Any]) -> None:
     with pytest.raises(CorruptCheckpointError):
         decode(_with(metadata=file), where="")
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        "vibe-store",
+        {},
+        {"name": "a; rm -rf ~"},
+        {"name": "--index-url=http://a"},
+        {"name": "a" * 200},
+        {"name": "a\n"},
+        {"name": "a", "version": "1 && b"},
+        {"name": "a", "version": ""},
+        {"name": "a", "version": 1},
+    ],
+    ids=str,
+)
+def test_a_distribution_that_no_command_should_hold_is_damage(distribution: Any) -> None:
+    item = _fields()["items"]["state"] | {"distribution": distribution}
+    with pytest.raises(CorruptCheckpointError):
+        decode(_with(items={"state": item}), where="")
+
+
+def test_a_save_records_which_distribution_its_serializer_is_from(
+    tmp_path: Path, scenarios: ModuleType
+) -> None:
+    save_checkpoint(tmp_path, scenarios.tree(0))
+    found = load_manifest(tmp_path).items["state"].distribution
+    assert found is not None
+    assert found.name == "vibe-store"
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (
+            Distribution("vibe-store-npz", "1.2"),
+            "serializer 'npz' of vibe-store-npz 1.2, which does not provide it here. "
+            "Run `pip install vibe-store-npz`",
+        ),
+        (None, "cannot be loaded. There is no serializer 'npz'"),
+    ],
+)
+def test_an_item_whose_serializer_is_not_installed_says_where_that_came_from(
+    tmp_path: Path, scenarios: ModuleType, origin: Distribution | None, said: str
+) -> None:
+    save_checkpoint(tmp_path, scenarios.tree(0))
+    manifest = load_manifest(tmp_path)
+    item = dataclasses.replace(manifest.items["state"], serializer="npz", distribution=origin)
+    (tmp_path / "manifest.json").write_bytes(encode(dataclasses.replace(manifest, items={"state": item})))
+    with pytest.raises(UnknownProviderError, match=re.escape(said)) as caught:
+        load_checkpoint(tmp_path, scenarios.tree(0))
+    assert f"The item 'state' of {tmp_path} cannot be loaded" in str(caught.value)
+    assert "exist are eqx and orbax" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -361,3 +361,16 @@ def test_metadata_that_was_written_by_hand_is_read(tmp_path: Path) -> None:
     (folder / "metadata.json").write_text("[1]")
     with pytest.raises(CorruptCheckpointError, match=r"metadata\.json holds no JSON object"):
         load_metadata(folder)
+
+
+def test_a_serializer_is_named_with_its_options(tmp_path: Path) -> None:
+    pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+    tree = {"a": np.arange(100_000) // 1_000}
+    for name in ("orbax", "orbax:compress=true"):
+        save_checkpoint(tmp_path, tree, step=len(name), serializer=name)
+        assert load_manifest(tmp_path, step=len(name)).items["state"].serializer == "orbax"
+    plain, compressed = (load_manifest(tmp_path, step=step).size for step in (5, 19))
+    assert compressed < plain / 10
+    assert load_checkpoint(tmp_path, tree, step=19)["a"].shape == (100_000,)
+    with pytest.raises(InvalidValueError, match="'orbax' takes compress; 'level' is none of them"):
+        save_checkpoint(tmp_path, tree, serializer="orbax:level=1")

@@ -276,3 +276,33 @@ def test_plugins_lists_what_is_built_in(vibe_store: Run) -> None:
     assert ran.status == 0
     assert {"storage", "serializer", "retention"} == {entry["kind"] for entry in json.loads(ran.out)}
     assert any(line.split()[:2] == ["serializer", "eqx"] for line in vibe_store("plugins").out.splitlines())
+
+
+def test_plugins_with_a_name_shows_its_options_and_its_help(vibe_store: Run) -> None:
+    ran = vibe_store("plugins", "best_n")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("retention policy best_n, of the plugin 'builtins' of vibe-store")
+    assert "  Return the policy that keeps the ``n`` best checkpoints" in ran.out
+    assert "    mode: Literal['min', 'max']\n" in ran.out
+    assert "    compress: bool = False\n" in vibe_store("plugins", "orbax").out
+    assert "It takes no options." in vibe_store("plugins", "eqx").out
+
+
+def test_plugins_with_a_name_as_json_has_the_documented_keys(vibe_store: Run) -> None:
+    (row,) = json.loads(vibe_store("plugins", "latest", "--json").out)
+    assert row["options"] == [{"name": "max_to_keep", "type": "int", "required": False, "default": 5}]
+    assert row["help"].startswith("Return the policy that keeps the ``max_to_keep`` highest steps.")
+    listed = json.loads(vibe_store("plugins", "--json").out)
+    assert {**row, "options": 0, "help": 0} in [{**each, "options": 0, "help": 0} for each in listed]
+
+
+def test_plugins_with_a_name_that_nothing_has_is_answered_with_those_that_exist(vibe_store: Run) -> None:
+    ran = vibe_store("plugins", "orbx")
+    assert (ran.status, ran.out) == (1, "")
+    assert "Nothing is called 'orbx'. Did you mean 'orbax'?" in ran.err
+
+
+def test_show_says_which_distribution_a_serializer_is_from(vibe_store: Run, run_path: Path) -> None:
+    assert "item state, written by the serializer eqx of vibe-store" in vibe_store("show", run_path).out
+    item = json.loads(vibe_store("show", run_path, "--json").out)["items"]["state"]
+    assert item["distribution"]["name"] == "vibe-store"

@@ -204,6 +204,15 @@ def test_prune_protects_what_it_is_told_to(vibe_store: Run, run_path: Path, prot
     assert _steps(run_path / "checkpoints") == [10, 20]
 
 
+def test_prune_keeps_what_a_named_policy_keeps(vibe_store: Run, run_path: Path) -> None:
+    policy = ("--retention", "every_steps:interval=20")
+    would = vibe_store("prune", run_path, *policy, "--dry-run")
+    assert would.out.startswith("would delete step 10 (")
+    assert vibe_store("prune", run_path, *policy, "--keep", "2").out.startswith("keep step 10 (")
+    assert vibe_store("prune", run_path, *policy).status == 0
+    assert _steps(run_path / "checkpoints") == [20]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -211,6 +220,9 @@ def test_prune_protects_what_it_is_told_to(vibe_store: Run, run_path: Path, prot
         (["--keep", "1", "--best", "eval_return"], 2, "--best METRIC and --mode go together"),
         (["--keep", "1", "--mode", "max"], 2, "--best METRIC and --mode go together"),
         (["--keep", "0"], 2, "--keep is 1 or more; got 0."),
+        ([], 2, "give --keep N or --retention POLICY, or both"),
+        (["--retention", "nobody"], 1, "There is no retention policy 'nobody'"),
+        (["--retention", "latest:keep=1"], 1, "'latest' takes max_to_keep; 'keep' is none of them"),
         (["--keep", "1", "--keep-period", "0"], 1, "keep_period is a whole number, 1 or more; got 0."),
     ],
 )

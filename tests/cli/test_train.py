@@ -193,6 +193,39 @@ def test_a_url_that_lost_a_slash_is_a_mistake(
     assert not (tmp_path / "s3:").exists()
 
 
+def test_a_run_saves_and_is_resumed_by_the_serializer_and_the_policy_that_are_named(
+    train: Run, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "runs" / "mine" / "checkpoints"
+    names = ("--runner.serializer", "orbax:compress=true", "--runner.retention", "every_steps:interval=64")
+    assert train(*TINY, *names, "--run-id", "mine").status == 0
+    assert {entry.info.serializer for entry in list_checkpoints(checkpoints)} == {"orbax"}
+    assert saved_steps(checkpoints) == [64]
+    ran = train("--runner.resume", "true", "--runner.total-timesteps", "128")
+    assert ran.status == 0
+    assert "Going on from step 64.\n" in ran.out
+    assert saved_steps(checkpoints) == [64, 128]
+    ran = train("--runner.resume", "true", "--runner.serializer", "eqx", "--runner.total-timesteps", "160")
+    assert "Going on from step 128.\n" in ran.out
+    assert [entry.info.serializer for entry in list_checkpoints(checkpoints)] == ["orbax", "orbax", "eqx"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--runner.serializer", "npz"), "There is no serializer 'npz'"),
+        (("--runner.retention", "latest:keep=1"), "'latest' takes max_to_keep; 'keep' is none of them"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_told_before_anything_is_trained(
+    train: Run, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    ran = train(*TINY, *flags)
+    assert (ran.status, ran.out) == (1, "")
+    assert said in ran.err
+    assert not list(tmp_path.glob("runs/*/config.json"))
+
+
 def test_a_resumed_run_names_each_changed_setting_once(train: Run, tmp_path: Path) -> None:
     changes = ("--dqn.gamma", "0.5", "--runner.seed", "7", "--runner.max-checkpoints", "3")
     resume = ("--runner.resume", "true", "--run-id", "mine")

@@ -34,6 +34,12 @@ def test_a_bad_setting_is_refused_by_name_and_value(field: str, value: Any) -> N
         RunnerConfig(**{field: value})
 
 
+@pytest.mark.parametrize(("field", "value"), [("serializer", ""), ("serializer", None), ("retention", "")])
+def test_a_name_that_is_none_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{field}={value!r} cannot be used: it must be a name"):
+        RunnerConfig(**{field: value})
+
+
 def test_resume_and_overwrite_contradict_each_other() -> None:
     with pytest.raises(InvalidValueError, match="resume=True and overwrite=True contradict"):
         RunnerConfig(resume=True, overwrite=True)

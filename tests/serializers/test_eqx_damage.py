@@ -20,7 +20,7 @@ from vibe_store.errors import (
     VibeStoreError,
 )
 from vibe_store.interfaces import SavedItem
-from vibe_store.serializers import eqx_file
+from vibe_store.serializers import leaf_data
 from vibe_store.serializers.eqx import EqxSerializer, load_eqx, save_eqx
 
 FOOTER = 52
@@ -173,7 +173,7 @@ def test_a_hostile_table_allocates_nothing(
     def allocate(*_: object) -> None:
         raise AssertionError("allocated before the table was checked")
 
-    monkeypatch.setattr(eqx_file, "_empty", allocate)
+    monkeypatch.setattr(leaf_data, "_empty", allocate)
     with jax.enable_x64(True), pytest.raises(CorruptCheckpointError, match=words):
         load_eqx(path, like)
 

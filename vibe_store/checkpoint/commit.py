@@ -30,7 +30,7 @@ from vibe_store.checkpoint.layout import (
     is_local,
 )
 from vibe_store.checkpoint.lookup import read_manifest
-from vibe_store.checkpoint.manifest import ItemRecord, Manifest, StoredFile, encode
+from vibe_store.checkpoint.manifest import Distribution, ItemRecord, Manifest, StoredFile, encode
 from vibe_store.checkpoint.requests import Requests
 from vibe_store.checkpoint.staging import staged
 from vibe_store.checkpoint.step_index import mark_key
@@ -56,6 +56,7 @@ class StagedItem:
     serializer: str
     files: tuple[FileEntry, ...]
     leaves: tuple[Leaf, ...]
+    distribution: Distribution | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,4 +377,4 @@ def _any_taken(storage: StorageBackend, folder: str, names: Iterable[str]) -> bo
 
 def _record(item: StagedItem, keys: Mapping[str, str]) -> ItemRecord:
     files = {file.name: StoredFile(keys[file.name], file.size, file.checksum) for file in item.files}
-    return ItemRecord(item.serializer, files, item.leaves)
+    return ItemRecord(item.serializer, files, item.leaves, item.distribution)

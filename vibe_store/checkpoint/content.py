@@ -11,7 +11,9 @@ from pathlib import Path
 import jax
 
 from vibe_store.checkpoint.commit import Draft, StagedItem
+from vibe_store.checkpoint.manifest import Distribution, is_distribution
 from vibe_store.interfaces import PyTree, Serializer
+from vibe_store.registry import default_registry
 
 __all__ = ["Content", "draft_of"]
 
@@ -28,10 +30,12 @@ class Content:
 def draft_of(step: int | None, content: Content, serializer: Serializer) -> Draft:
     """Return the draft of pytrees that are serialized once they are committed."""
 
+    distribution = _distribution_of(serializer)
+
     def stage(folder: Path) -> Iterator[StagedItem]:
         for name, tree in content.items.items():
             saved = serializer.save(tree, folder, name)
-            yield StagedItem(name, serializer.name, saved.files, saved.leaves)
+            yield StagedItem(name, serializer.name, saved.files, saved.leaves, distribution)
 
     leaves = jax.tree.leaves(list(content.items.values()))
     return Draft(
@@ -43,6 +47,14 @@ def draft_of(step: int | None, content: Content, serializer: Serializer) -> Draf
         metadata=content.metadata,
         metrics=content.metrics,
     )
+
+
+def _distribution_of(serializer: Serializer) -> Distribution | None:
+    """Return what has to be installed to load what a serializer wrote, where a plugin provides it."""
+    plugin = default_registry().plugin_of(serializer)
+    if plugin is None or not is_distribution(plugin.distribution):
+        return None
+    return Distribution(plugin.distribution, plugin.version)
 
 
 @functools.cache

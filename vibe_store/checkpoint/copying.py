@@ -332,7 +332,9 @@ def _draft(origin: StorageBackend, manifest: Manifest, meter: _Meter) -> Draft:
     def stage(staging: Path) -> Iterator[StagedItem]:
         for name, item in manifest.items.items():
             at_once(origin, partial(fetch, staging, item.files), item.files)
-            yield StagedItem(name, item.serializer, tuple(item.entries.values()), item.leaves)
+            yield StagedItem(
+                name, item.serializer, tuple(item.entries.values()), item.leaves, item.distribution
+            )
 
     metadata = manifest.metadata
     return Draft(

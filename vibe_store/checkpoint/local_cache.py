@@ -88,7 +88,9 @@ def _draft(manifest: Manifest, staging: Path) -> Draft:
             for file in item.files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(staging / file, folder / file)
-            yield StagedItem(name, item.serializer, tuple(item.entries.values()), item.leaves)
+            yield StagedItem(
+                name, item.serializer, tuple(item.entries.values()), item.leaves, item.distribution
+            )
 
     return Draft(
         step=manifest.step,

@@ -83,9 +83,9 @@ class CheckpointManager(Checkpointer):
             is kept whatever its age. Without metrics, without the metric that is looked up (a ``KeyError``)
             or with NaN, a checkpoint is never best. Of equals the earliest is best.
         best_mode: whether the lowest ("min") or the highest ("max") rank is best.
-        serializer: the name of a serializer, or one.
-        retention: the name of a retention policy, or one, in place of "the highest ``max_to_keep``"; see
-            :mod:`vibe_store.retention`.
+        serializer: the name of a serializer, with options as ``"orbax:compress=true"``; or a serializer.
+        retention: the name of a retention policy, with options as ``"every_steps:interval=1000"``, or a
+            policy, in place of "the highest ``max_to_keep``"; see :mod:`vibe_store.retention`.
         verify: what :meth:`restore` checks: ``"full"`` (every size and checksum), ``"sizes"``, or ``"off"``.
         dead_after_secs: where the directory cannot be locked (in a bucket, say), how old an object that no
             checkpoint names has to be to be swept as a dead writer's; longer than any save takes.

@@ -28,11 +28,13 @@ __all__ = [
     "FORMAT",
     "ITEM_NAME",
     "MAX_JSON_BYTES",
+    "Distribution",
     "ItemRecord",
     "Manifest",
     "StoredFile",
     "decode",
     "encode",
+    "is_distribution",
     "is_file_key",
     "same_content",
     "strict_json",
@@ -46,6 +48,8 @@ ITEM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 _FIRST_LINE = re.compile(rb'\{"checksum": "[0-9a-f]{32}",\n')
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_VERSION = re.compile(r"[A-Za-z0-9.+!_-]{1,100}")
 _PROVIDER = re.compile(r"[\w.+-]{1,100}")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MAX_SIZE = 2**63 - 1
@@ -70,12 +74,31 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Distribution:
+    """The installed distribution that a serializer came from, as ``pip`` names it.
+
+    Whoever installs what a checkpoint asks for should know that whoever wrote the checkpoint chose the name.
+    """
+
+    name: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}" if self.version else self.name
+
+
+@dataclass(frozen=True, slots=True)
 class ItemRecord:
-    """One pytree of a checkpoint: who wrote it, its files by name, and its leaf table."""
+    """One pytree of a checkpoint: who wrote it, its files by name, and its leaf table.
+
+    ``distribution`` is None where it is not known: an older vibe_store wrote the item, or a serializer that
+    was passed as an object and that no plugin provides.
+    """
 
     serializer: str
     files: Mapping[str, StoredFile]
     leaves: tuple[Leaf, ...]
+    distribution: Distribution | None = None
 
     @property
     def entries(self) -> dict[str, FileEntry]:
@@ -147,6 +170,7 @@ def encode(manifest: Manifest) -> bytes:
         "items": {
             name: {
                 "serializer": item.serializer,
+                **_distribution_to_json(item.distribution),
                 "files": {file_name: _file_to_json(file) for file_name, file in item.files.items()},
                 "leaves": table_to_json(item.leaves),
             }
@@ -210,6 +234,11 @@ def is_file_key(key: object) -> bool:
     if sum(encoded) + len(names) > _MAX_KEY_BYTES or max(encoded) > _MAX_NAME_BYTES:
         return False
     return names[0] not in _RESERVED and not is_step_folder(names[0])
+
+
+def is_distribution(name: object) -> bool:
+    """Whether a distribution can have this name."""
+    return isinstance(name, str) and _DISTRIBUTION.fullmatch(name) is not None
 
 
 def _check_format(number: Any, where: str) -> None:
@@ -292,7 +321,29 @@ def _item_from_json(item: Any) -> ItemRecord:
         isinstance(serializer, str) and _PROVIDER.fullmatch(serializer) is not None, "serializer", serializer
     )
     files = {_check_key(name): _file_from_json(file) for name, file in _object(item, "files").items()}
-    return ItemRecord(serializer, files, table_from_json(_field(item, "leaves")))
+    leaves = table_from_json(_field(item, "leaves"))
+    return ItemRecord(serializer, files, leaves, _distribution_from_json(item.get("distribution")))
+
+
+def _distribution_to_json(distribution: Distribution | None) -> dict[str, Any]:
+    if distribution is None:
+        return {}
+    version = {"version": distribution.version} if distribution.version else {}
+    return {"distribution": {"name": distribution.name, **version}}
+
+
+def _distribution_from_json(distribution: Any) -> Distribution | None:
+    if distribution is None:
+        return None
+    name, version = _field(distribution, "name"), distribution.get("version")
+    # Both are shown to people, within a command to install it.
+    _expect(is_distribution(name), "distribution", name)
+    _expect(version is None or _is_version(version), "version", version)
+    return Distribution(name, version)
+
+
+def _is_version(version: object) -> bool:
+    return isinstance(version, str) and _VERSION.fullmatch(version) is not None
 
 
 def _file_from_json(file: Any) -> StoredFile:

@@ -60,7 +60,7 @@ def save_checkpoint(
         unreplicate: save only the first replica, ``leaf[0]`` of every array.
         items: further pytrees by name, in files of their own.
         metrics: numbers to rank checkpoints by.
-        serializer: the name of a serializer, or one.
+        serializer: the name of a serializer, with options as ``"orbax:compress=true"``; or a serializer.
         storage_options: options of the storage, such as credentials.
 
     Raises:

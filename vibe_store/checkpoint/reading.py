@@ -6,12 +6,13 @@ from typing import Any, TypeVar, get_args
 
 from vibe_store.checkpoint.layout import folder_of
 from vibe_store.checkpoint.lookup import read_manifest
-from vibe_store.checkpoint.manifest import Manifest, strict_json
+from vibe_store.checkpoint.manifest import ItemRecord, Manifest, strict_json
 from vibe_store.checkpoint.source import StoredSource, open_file
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     InvalidValueError,
+    UnknownProviderError,
     VibeStoreError,
 )
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
@@ -132,7 +133,7 @@ def _load_item(
             f"The checkpoint {where} has no item {name!r}; it has {', '.join(sorted(manifest.items))}."
         )
     if serializer is None or serializer.name != item.serializer:
-        serializer = get_serializer(item.serializer)
+        serializer = _serializer_of(item, f"item {name!r} of {where}")
     with ExitStack() as stack:
         source = StoredSource(storage, folder, item, stack, verify=verify)
         try:
@@ -142,6 +143,21 @@ def _load_item(
         except VibeStoreError as error:
             error.add_note(f"While loading the item {name!r} of {where}.")
             raise
+
+
+def _serializer_of(item: ItemRecord, what: str) -> Serializer:
+    """Return the serializer that wrote an item, or say which distribution has it."""
+    try:
+        return get_serializer(item.serializer)
+    except UnknownProviderError as error:
+        origin = item.distribution
+        if origin is None:
+            raise UnknownProviderError(f"The {what} cannot be loaded. {error}") from error
+        raise UnknownProviderError(
+            f"The {what} cannot be loaded: it was written by the serializer {item.serializer!r} of "
+            f"{origin}, which does not provide it here. Run `pip install {origin.name}`, if you trust who "
+            f"wrote the checkpoint to name it. {error}"
+        ) from error
 
 
 def _load_without_template(serializer: Serializer, source: StoredSource, name: str) -> PyTree:

@@ -9,11 +9,13 @@ None of them imports JAX. The keys of the JSON are stable; numbers that JSON lac
   that it does not verify), ``best``, and, null where the checkpoint is not committed, ``created``, ``size``
   (bytes), ``serializer``, ``items`` (names), ``metrics`` and ``pinned``.
 - ``show``: ``directory``, ``step``, ``created``, ``format``, ``size``, ``versions``, ``metrics``,
-  ``metadata``, and ``items``, an object by name of objects with ``serializer``, ``files`` (``name``, ``key``,
-  ``size``, ``checksum``) and ``leaves`` (``path``, ``kind``, ``dtype``, ``shape``, ``impl``, ``value``).
+  ``metadata``, and ``items``, an object by name of objects with ``serializer``, ``distribution`` (where that
+  came from: an object with ``name`` and ``version``, or null), ``files`` (``name``, ``key``, ``size``,
+  ``checksum``) and ``leaves`` (``path``, ``kind``, ``dtype``, ``shape``, ``impl``, ``value``).
 - ``verify``: ``directory``, ``checked`` (the steps; null is a checkpoint without one), ``ok``, and
   ``faults``, a list of objects with ``step``, ``file`` and ``problem``.
-- ``plugins``: see :func:`vibe_store.cli.plugins.plugins_json`.
+- ``plugins``: see :func:`vibe_store.cli.plugins.plugins_json`, and with a name
+  :func:`~vibe_store.cli.plugins.describe_plugins`.
 """
 
 import json
@@ -21,7 +23,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -34,7 +36,7 @@ from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import locate
 from vibe_store.checkpoint.reading import load_metadata_of
 from vibe_store.cli.options import StorageOptions, parse_options
-from vibe_store.cli.plugins import list_plugins
+from vibe_store.cli.plugins import describe_plugins, list_plugins
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import Leaf, Verify
@@ -91,8 +93,13 @@ class _Verify:
 
 @dataclass(frozen=True)
 class _Plugins:
-    """List the storages, serializers and retention policies that are built in or installed as plugins."""
+    """List the storages, serializers and retention policies that are built in or installed as plugins.
 
+    With a name, import what it names, and show its options and its help.
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None
+    """Which one: a URL scheme, or the name of a serializer or of a retention policy."""
     json: _Json = False
     """Print JSON."""
 
@@ -166,6 +173,7 @@ def show(argv: Sequence[str]) -> int:
                 "items": {
                     name: {
                         "serializer": item.serializer,
+                        "distribution": None if item.distribution is None else asdict(item.distribution),
                         "files": [
                             {"name": file_name, "key": file.key, "size": file.size, "checksum": file.checksum}
                             for file_name, file in item.files.items()
@@ -191,7 +199,8 @@ def show(argv: Sequence[str]) -> int:
     for fact, value in facts.items():
         console.print(f"{fact:<10}  {_visible(value)}")
     for name, item in manifest.items.items():
-        console.print(f"\nitem {name}, written by the serializer {item.serializer}")
+        origin = "" if item.distribution is None else f" of {item.distribution}"
+        console.print(f"\nitem {name}, written by the serializer {item.serializer}{origin}")
         files = _table("FILE", "SIZE", "XXH3-128", right={"SIZE"})
         for file in item.files.values():
             files.add_row(file.key, readable_size(file.size), file.checksum)
@@ -237,10 +246,14 @@ def verify(argv: Sequence[str]) -> int:
 
 
 def plugins(argv: Sequence[str]) -> int:
-    """List what plugins provide, importing none of it; return the exit status."""
+    """List what plugins provide, importing none of it, or describe one; return the exit status."""
     arguments = tyro.cli(_Plugins, prog="vibe-store plugins", args=argv)
-    print(list_plugins(as_json=arguments.json))
-    return 0
+    if arguments.name is None:
+        print(list_plugins(as_json=arguments.json))
+        return 0
+    text, whole = describe_plugins(arguments.name, as_json=arguments.json)
+    print(text)
+    return 0 if whole else 1
 
 
 def step_number(word: str | None) -> int | None:

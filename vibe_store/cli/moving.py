@@ -29,8 +29,9 @@ from vibe_store.cli.inspect import print_json, step_number
 from vibe_store.cli.options import StorageOptions, parse_options
 from vibe_store.cli.progress import readable_size
 from vibe_store.errors import CheckpointNotFoundError, InvalidValueError
-from vibe_store.interfaces import CheckpointInfo
-from vibe_store.retention import latest
+from vibe_store.interfaces import CheckpointInfo, RetentionPolicy
+from vibe_store.registry import get_retention
+from vibe_store.retention import keep_any, latest
 from vibe_store.storage.redaction import without_credentials
 
 __all__ = ["copy", "prune"]
@@ -72,8 +73,10 @@ class _Prune:
 
     directory: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """A run's directory or a directory of checkpoints, or the URL of one of these."""
-    keep: Annotated[int, tyro.conf.arg(metavar="N")]
+    keep: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """How many of the highest steps to keep."""
+    retention: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None
+    """Keep what this retention policy keeps, too: its name, with options as `every_steps:interval=1000`."""
     keep_period: Annotated[int | None, tyro.conf.arg(metavar="P")] = None
     """Keep every step that is a multiple of this, too."""
     best: Annotated[str | None, tyro.conf.arg(metavar="METRIC")] = None
@@ -146,7 +149,10 @@ def prune(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    if arguments.keep < 1:
+    if arguments.keep is None and arguments.retention is None:
+        print("error: give --keep N or --retention POLICY, or both.", file=sys.stderr)
+        return 2
+    if arguments.keep is not None and arguments.keep < 1:
         print(f"error: --keep is 1 or more; got {arguments.keep}.", file=sys.stderr)
         return 2
     directory, step = located(arguments.directory, None, options)
@@ -158,7 +164,7 @@ def prune(argv: Sequence[str]) -> int:
         )
     done = prune_checkpoints(
         directory,
-        latest(arguments.keep),
+        _policy(arguments.keep, arguments.retention),
         keep_period=arguments.keep_period,
         best_metric=arguments.best,
         best_mode=arguments.mode,
@@ -237,6 +243,13 @@ def _one_step(directory: str, options: Mapping[str, Any] | None, *, best: bool) 
         what = "no `best`" if best else "no committed step"
         raise CheckpointNotFoundError(f"There is {what} in {without_credentials(directory)}.")
     return step
+
+
+def _policy(keep: int | None, retention: str | None) -> RetentionPolicy:
+    """Return the policy that keeps the highest steps and what a named policy keeps, where these are given."""
+    policies = [] if keep is None else [latest(keep)]
+    policies += [] if retention is None else [get_retention(retention)]
+    return keep_any(*policies)
 
 
 def _rows(infos: Sequence[CheckpointInfo]) -> list[dict[str, int | None]]:

@@ -26,7 +26,7 @@ class RunnerConfig:
     checkpoint_interval: int = 5_000
     """Steps between two checkpoints."""
     max_checkpoints: int = 5
-    """Most recent checkpoints that are kept."""
+    """Most recent checkpoints that are kept, unless there is a retention policy."""
     keep_period: int | None = None
     """Keep every checkpoint whose step is a multiple of this for ever; None keeps the most recent only."""
     save_replay_buffer: bool = True
@@ -47,6 +47,10 @@ class RunnerConfig:
     """Seconds that Ctrl-C or SIGTERM waits for the last checkpoint."""
     async_timeout_secs: int | None = 7_200
     """Seconds that a checkpoint may take in the background; None saves in the training thread."""
+    serializer: str = "eqx"
+    """Serializer of new checkpoints, by name and options: orbax, or orbax:compress=true."""
+    retention: str | None = None
+    """Retention policy, by name and options, as every_steps:interval=10000; None keeps the most recent."""
 
     def __post_init__(self) -> None:
         if isinstance(self.checkpoint_dir, os.PathLike):  # what is no path, a UrlPath say, stays what it is
@@ -65,6 +69,9 @@ class RunnerConfig:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), least=1, otherwise=", or None")
         _check_int("seed", self.seed, least=0)
+        _check_name("serializer", self.serializer)
+        if self.retention is not None:
+            _check_name("retention", self.retention, otherwise=", or None")
         if self.total_timesteps + self.num_envs >= 2**31:
             raise InvalidValueError(
                 f"total_timesteps={self.total_timesteps} cannot be used: steps are counted in 32 bits, "
@@ -89,6 +96,14 @@ class RunnerConfig:
                 "resume=True and overwrite=True contradict each other: resume goes on from the checkpoints "
                 "that exist, overwrite deletes them. Set one of them to False."
             )
+
+
+def _check_name(name: str, value: object, *, otherwise: str = "") -> None:
+    if not isinstance(value, str) or not value:
+        raise InvalidValueError(
+            f"{name}={value!r} cannot be used: it must be a name, as text, with options as "
+            f"'name:option=value,option=value'{otherwise}."
+        )
 
 
 def _check_int(name: str, value: object, *, least: int, otherwise: str = "") -> None:

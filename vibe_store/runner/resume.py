@@ -115,6 +115,8 @@ def _open(config: RunnerConfig, directory: str) -> tuple[Checkpointer, bool]:
         async_timeout_secs=config.async_timeout_secs,
         best_fn=lambda metrics: metrics["eval_return"],
         best_mode="max",
+        serializer=config.serializer,
+        retention=config.retention,
         resume=config.resume,
         overwrite=config.overwrite,
     )

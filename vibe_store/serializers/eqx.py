@@ -4,11 +4,8 @@ import functools
 import io
 import os
 import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import xxhash
 
 from vibe_store.durable_files import (
@@ -22,30 +19,21 @@ from vibe_store.durable_files import (
     sync_path,
 )
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidValueError
-from vibe_store.interfaces import FileEntry, Leaf, PyTree, SavedItem, Serializer, Source
-from vibe_store.serializers.eqx_file import (
-    read_parts,
-    read_records,
-    read_trailer,
-    write_file,
-)
+from vibe_store.interfaces import FileEntry, PyTree, SavedItem, Serializer, Source
+from vibe_store.serializers.eqx_file import read_trailer, write_file
 from vibe_store.serializers.eqx_plain import load_plain
 from vibe_store.serializers.host import rebuild, snapshot, table_values, to_host
-from vibe_store.serializers.rows import STORED_KINDS
+from vibe_store.serializers.leaf_data import LeafWriter, read_parts, read_records
+from vibe_store.serializers.single_file import item_file, load_item_file, wanted_dtypes
 from vibe_store.serializers.template import in_containers, template_of
 from vibe_store.serializers.tree import (
-    Flat,
-    NDArray,
     compare,
-    dtype_named,
     flatten,
     warn_of_other_callables,
 )
-from vibe_store.serializers.verifying_reader import Readable, VerifyingReader
+from vibe_store.serializers.verifying_reader import VerifyingReader
 
 __all__ = ["EqxSerializer", "load_eqx", "save_eqx"]
-
-_BUFFER = 1 << 18
 
 
 class EqxSerializer(Serializer):
@@ -71,18 +59,12 @@ class EqxSerializer(Serializer):
             UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each.
             OSError: the file cannot be written; nothing of it is left.
         """
-        path = directory / f"{item}.eqx"
+        name = f"{item}.eqx"
         flat = flatten(tree, to_save=True)
         values = to_host(flat)
-        with explained(f"write '{path}'"), path.open("xb", buffering=_BUFFER) as file:
-            try:
-                writer = EarlyWriter(file)
-                written = write_file(writer, flat.rows, values)
-                writer.flush()
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-        return SavedItem((FileEntry(path.name, written.size, written.checksum),), written.leaves)
+        with item_file(directory / name) as writer:
+            leaves = write_file(writer, flat.rows, values)
+        return SavedItem((FileEntry(name, writer.size, writer.checksum),), leaves)
 
     def load(self, source: Source, item: str, like: PyTree, *, partial: bool = False) -> PyTree:
         """Return a tree of the structure of ``like`` with the saved leaves.
@@ -94,20 +76,7 @@ class EqxSerializer(Serializer):
             CorruptCheckpointError: what is stored is not what was saved.
             InvalidValueError: an array cannot be put where the template wants it.
         """
-        name = f"{item}.eqx"
-        entry = source.files.get(name)
-        if entry is None:
-            raise CorruptCheckpointError(f"The checkpoint names no file {name!r} for its item {item!r}.")
-        flat = flatten(like)
-        compare(source.leaves, flat, partial=partial, what=f"saved item {item!r}")
-        dtypes = _wanted(source.leaves, flat)
-        if len(flat.rows) < len(source.leaves):
-            read = functools.partial(source.read_part, name)
-            arrays = read_parts(read, entry.size, source.leaves, dtypes, name)
-        else:
-            with source.open(name) as stream:
-                arrays = read_records(cast(Readable, stream), entry.size, source.leaves, dtypes, name)
-        return _rebuilt(source.leaves, flat, arrays)
+        return load_item_file(source, f"{item}.eqx", item, like, partial=partial)
 
 
 def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
@@ -125,7 +94,7 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
         file, temporary = opened
         if mode is not None:  # before anything is in it that not everybody may read
             os.fchmod(file.fileno(), mode)
-        write_file(EarlyWriter(file), flat.rows, values)
+        write_file(LeafWriter(EarlyWriter(file)), flat.rows, values)
         file.flush()
         sync(file.fileno())
         temporary.replace(target)
@@ -171,13 +140,14 @@ def load_eqx(
         saved, data_size = trailer.leaves, trailer.data_size
         flat = flatten(template_of(saved) if like is None else like)
         compare(saved, flat, partial=partial, what=f"file {name}")
-        dtypes = _wanted(saved, flat)
+        dtypes = wanted_dtypes(saved, flat)
         if len(flat.rows) < len(saved):
             arrays = read_parts(functools.partial(_read_part, file, name), data_size, saved, dtypes, name)
         else:
             reader = VerifyingReader(file, data_size, trailer.data_checksum.hex(), name)
             arrays = read_records(reader, data_size, saved, dtypes, name)
-    tree = _rebuilt(saved, flat, arrays)
+    warn_of_other_callables(saved, flat, stacklevel=3)
+    tree = rebuild(flat, {**table_values(saved), **arrays})
     return in_containers(tree) if like is None else tree
 
 
@@ -188,19 +158,6 @@ def _open(path: str | os.PathLike[str]) -> io.BufferedReader:
         raise CheckpointNotFoundError(f"There is no file {os.fspath(path)}.") from error
     except IsADirectoryError as error:
         raise InvalidValueError(f"{os.fspath(path)} is a folder; load_eqx reads a single file.") from error
-
-
-def _wanted(saved: Sequence[Leaf], like: Flat) -> dict[str, np.dtype[Any]]:
-    """Return the dtypes of the stored leaves that the template has, by path."""
-    wanted = {row.path for row in like.rows}
-    return {
-        row.path: dtype_named(row.dtype) for row in saved if row.path in wanted and row.kind in STORED_KINDS
-    }
-
-
-def _rebuilt(saved: Sequence[Leaf], like: Flat, arrays: Mapping[str, NDArray]) -> PyTree:
-    warn_of_other_callables(saved, like, stacklevel=4)
-    return rebuild(like, {**table_values(saved), **arrays})
 
 
 def _read_part(file: io.BufferedReader, name: str, start: int, buffer: memoryview, checksum: str) -> None:

@@ -17,15 +17,16 @@ import functools
 import io
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError, NewerFormatError
 from vibe_store.interfaces import Leaf
+from vibe_store.serializers.leaf_data import LeafWriter, stored_array
 from vibe_store.serializers.rows import (
     MAX_JSON_BYTES,
     STORED_KINDS,
@@ -33,14 +34,9 @@ from vibe_store.serializers.rows import (
     table_from_json,
     table_to_json,
 )
-from vibe_store.serializers.tree import HostCopy, NDArray, show_path
-from vibe_store.serializers.verifying_reader import CHUNK, Readable
 
 __all__ = [
     "Trailer",
-    "Written",
-    "read_parts",
-    "read_records",
     "read_trailer",
     "write_file",
 ]
@@ -48,23 +44,6 @@ __all__ = [
 _FOOTER = struct.Struct("<8sIQ16s16s")
 _MAGIC = b"\x89vstore\n"
 _VERSION = 1
-_ALIGNMENT = 64
-
-
-class Writable(Protocol):
-    """What saving needs of an open file."""
-
-    def write(self, data: Any, /) -> int:
-        """Write all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What :func:`write_file` wrote: the length and xxh3-128 of the file, and its leaf table with offsets."""
-
-    size: int
-    checksum: str
-    leaves: tuple[Leaf, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,36 +55,27 @@ class Trailer:
     data_checksum: bytes
 
 
-def write_file(file: Writable, rows: Sequence[Leaf], values: Sequence[Any]) -> Written:
-    """Write one ``.eqx`` file in one pass over the data, checksums included.
+def write_file(writer: LeafWriter, rows: Sequence[Leaf], values: Sequence[Any]) -> tuple[Leaf, ...]:
+    """Write one ``.eqx`` file in one pass over the data, and return its leaf table with offsets.
 
     Args:
-        file: an empty file.
+        writer: writes to an empty file.
         rows: the leaf table of a tree.
         values: its leaves, as ``to_host`` returns them.
 
     Raises:
         InvalidValueError: the leaf table would be longer than any that is read.
     """
-    whole = xxhash.xxh3_128()
-    size = 0
     table: list[Leaf] = []
     for row, value in zip(rows, values, strict=True):
-        if row.kind not in STORED_KINDS:
+        if row.kind in STORED_KINDS:
+            array = stored_array(row, value)
+            writer.write(_npy_header(array.dtype.str, array.shape))
+            table.append(writer.write_leaf(row, array))
+        else:
             table.append(row)
-            continue
-        array = value.data if isinstance(value, HostCopy) else np.asarray(value, dtype=_native(row, value))
-        header = _npy_header(array.dtype.str, array.shape)
-        whole.update(header)
-        file.write(header)
-        offset = size + len(header)
-        size = offset + array.nbytes
-        checksum = _write_data(file, array, whole)
-        table.append(Leaf(row.path, row.kind, row.dtype, row.shape, row.impl, row.value, offset, checksum))
-    trailer = _trailer(table, whole.digest())
-    whole.update(trailer)
-    file.write(trailer)
-    return Written(size + len(trailer), whole.hexdigest(), tuple(table))
+    writer.write(_trailer(table, bytes.fromhex(writer.checksum)))
+    return tuple(table)
 
 
 def read_trailer(file: io.BufferedIOBase, size: int, name: str) -> Trailer | None:
@@ -152,96 +122,11 @@ def read_trailer(file: io.BufferedIOBase, size: int, name: str) -> Trailer | Non
     return Trailer(leaves, start - length, data_checksum)
 
 
-def read_records(
-    stream: Readable, size: int, rows: Sequence[Leaf], dtypes: Mapping[str, np.dtype[Any]], name: str
-) -> dict[str, NDArray]:
-    """Read the data of the leaves that are wanted, and the stream to its end.
-
-    Args:
-        stream: verifies what it gives when its end is reached.
-        size: its length at most.
-        rows: the whole leaf table.
-        dtypes: for the path of each wanted leaf, the dtype that its row names.
-        name: what to call the file in messages.
-
-    Returns:
-        The data by path, in new C-ordered arrays.
-
-    Raises:
-        CorruptCheckpointError: the table and the file do not belong together.
-    """
-    wanted = [row for row in rows if row.path in dtypes]
-    _check_places(wanted, dtypes, size, name)
-    scratch = memoryview(bytearray(min(size, CHUNK) or 1))
-    arrays: dict[str, NDArray] = {}
-    position = 0
-    for row in wanted:
-        offset, shape = _place(row)
-        _skip(stream, offset - position, scratch, name)
-        array = _empty(shape, dtypes[row.path])
-        _fill(stream, array, name)
-        arrays[row.path] = array
-        position = offset + array.nbytes
-    while stream.readinto(scratch):
-        pass
-    return arrays
-
-
-def read_parts(
-    read: Callable[[int, memoryview, str], None],
-    size: int,
-    rows: Sequence[Leaf],
-    dtypes: Mapping[str, np.dtype[Any]],
-    name: str,
-) -> dict[str, NDArray]:
-    """Read the data of the leaves that are wanted, and nothing else; the rest is as :func:`read_records`.
-
-    Args:
-        read: fills a buffer from a place in the file, and verifies it against a checksum.
-        size: the length of the file at most.
-        rows: the whole leaf table.
-        dtypes: for the path of each wanted leaf, the dtype that its row names.
-        name: what to call the file in messages.
-    """
-    wanted = [row for row in rows if row.path in dtypes]
-    _check_places(wanted, dtypes, size, name)
-    arrays: dict[str, NDArray] = {}
-    for row in wanted:
-        offset, shape = _place(row)
-        if row.checksum is None:
-            raise CorruptCheckpointError(f"The leaf table has no checksum of {show_path(row.path)}.")
-        arrays[row.path] = _empty(shape, dtypes[row.path])
-        read(offset, arrays[row.path].reshape(-1).view(np.uint8).data, row.checksum)
-    return arrays
-
-
-def _native(row: Leaf, value: Any) -> Any:
-    """Return the dtype that a Python scalar is written with; arrays and NumPy scalars have their own."""
-    return None if isinstance(value, np.ndarray | np.generic) else row.dtype
-
-
 @functools.lru_cache(maxsize=4096)
 def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     return file.getvalue()
-
-
-def _write_data(file: Writable, array: NDArray, whole: xxhash.xxh3_128) -> str:
-    """Write the bytes of an array in C order, and return their checksum."""
-    # A view where the array is contiguous; as bytes, since not every dtype has a buffer of its own.
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    if len(data) <= CHUNK:
-        whole.update(data)
-        file.write(data)
-        return xxhash.xxh3_128_hexdigest(data)
-    leaf = xxhash.xxh3_128()
-    for start in range(0, len(data), CHUNK):
-        chunk = data[start : start + CHUNK]
-        leaf.update(chunk)
-        whole.update(chunk)
-        file.write(chunk)
-    return leaf.hexdigest()
 
 
 def _trailer(table: Sequence[Leaf], data_checksum: bytes) -> bytes:
@@ -253,55 +138,3 @@ def _trailer(table: Sequence[Leaf], data_checksum: bytes) -> bytes:
         )
     footer = _FOOTER.pack(_MAGIC, _VERSION, len(text), data_checksum, bytes(16))[:-16]
     return text + footer + xxhash.xxh3_128_digest(text + footer)
-
-
-def _place(row: Leaf) -> tuple[int, tuple[int, ...]]:
-    if row.offset is None or row.shape is None:
-        raise CorruptCheckpointError(
-            f"The leaf table does not say where the data of {show_path(row.path)} begins."
-        )
-    return row.offset, row.shape
-
-
-def _check_places(rows: Sequence[Leaf], dtypes: Mapping[str, np.dtype[Any]], size: int, name: str) -> None:
-    """Refuse a table whose data overlaps, or does not fit into the file, before anything is allocated."""
-    end = 0
-    for row in rows:
-        offset, shape = _place(row)
-        if offset < end:
-            raise CorruptCheckpointError(
-                f"The leaf table of {name} says that the data of {show_path(row.path)} begins at byte "
-                f"{offset}, within what comes before it."
-            )
-        end = offset + dtypes[row.path].itemsize * functools.reduce(int.__mul__, shape, 1)
-        if end > size:
-            raise CorruptCheckpointError(
-                f"The leaf table of {name} says that the data of {show_path(row.path)} ends at byte {end}, "
-                f"but there are only {size}."
-            )
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
-    """Return a new array at an address that JAX on CPU can take over without a copy."""
-    size = functools.reduce(int.__mul__, shape, dtype.itemsize)
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _fill(stream: Readable, array: NDArray, name: str) -> None:
-    data = array.reshape(-1).view(np.uint8).data
-    position = 0
-    while position < len(data):
-        count = stream.readinto(data[position:])
-        if not count:
-            raise CorruptCheckpointError(f"{name} ended early, in the middle of a leaf.")
-        position += count
-
-
-def _skip(stream: Readable, count: int, scratch: memoryview, name: str) -> None:
-    while count:
-        read = stream.readinto(scratch[:count])
-        if not read:
-            raise CorruptCheckpointError(f"{name} ended early, before its last leaf.")
-        count -= read

@@ -133,7 +133,8 @@ class FsspecStorage(StorageBackend):
                     raise self._exists(key) from error
             else:
                 self._warn_of_races()
-                if self._info(path) is not None:
+                info = self._info(path)
+                if info is not None and info["type"] == "file":
                     raise self._exists(key)
                 self._publish(path, lambda place: self.fs.pipe_file(place, data))
 

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from vibe_store.checkpoint import CheckpointManager
 from vibe_store.interfaces import StorageBackend
-from vibe_store.testing import Call, Fault, FaultyStorage
-
-from .model import POLICIES, Config, Loss
+from vibe_store.testing.faulty_storage import Call, Fault, FaultyStorage
+from vibe_store.testing.state_machine.model import POLICIES, Config, Loss
 
 
 class Crash(BaseException):

@@ -13,10 +13,9 @@ from vibe_store.checkpoint.step_index import mark_key
 from vibe_store.errors import CorruptCheckpointError, SaveFailedError, VibeStoreError
 from vibe_store.interfaces import Blob, StorageBackend
 from vibe_store.run_dir import RunDir
-from vibe_store.testing import FaultyStorage
-
-from .doing import CONFIGS, Between, Crash, Trouble, Writer, content
-from .model import BAD, Config, Loss, Model
+from vibe_store.testing.faulty_storage import FaultyStorage
+from vibe_store.testing.state_machine.doing import CONFIGS, Between, Crash, Trouble, Writer, content
+from vibe_store.testing.state_machine.model import BAD, Config, Loss, Model
 
 
 class Stored(RuleBasedStateMachine):

@@ -19,11 +19,21 @@ from vibe_store.errors import (
     StepAlreadyExistsError,
     WriterLockedError,
 )
-from vibe_store.testing import FaultyStorage
-
-from .doing import CONFIGS, LOSSES, STEPS, TROUBLES, WHO, Trouble, Writer, content, options, save_with
-from .model import BAD, Config, Loss
-from .stored import Stored
+from vibe_store.testing.faulty_storage import FaultyStorage
+from vibe_store.testing.state_machine.doing import (
+    CONFIGS,
+    LOSSES,
+    STEPS,
+    TROUBLES,
+    WHO,
+    Trouble,
+    Writer,
+    content,
+    options,
+    save_with,
+)
+from vibe_store.testing.state_machine.model import BAD, Config, Loss
+from vibe_store.testing.state_machine.stored import Stored
 
 
 class OneAtATime(Stored):

@@ -18,11 +18,10 @@ from vibe_store.errors import (
     StepAlreadyExistsError,
 )
 from vibe_store.interfaces import StorageBackend
-from vibe_store.testing import FaultyStorage
-
-from .doing import LOSSES, STEPS, WHO, Between, Writer, content, save_with
-from .model import BAD, Loss
-from .stored import Stored
+from vibe_store.testing.faulty_storage import FaultyStorage
+from vibe_store.testing.state_machine.doing import LOSSES, STEPS, WHO, Between, Writer, content, save_with
+from vibe_store.testing.state_machine.model import BAD, Loss
+from vibe_store.testing.state_machine.stored import Stored
 
 
 @dataclass

@@ -1,0 +1,24 @@
+"""Every serializer of ours keeps the contract."""
+
+import pytest
+
+from vibe_store.interfaces import Serializer
+from vibe_store.registry import get_serializer
+from vibe_store.testing import SerializerContract
+
+
+class TestEqx(SerializerContract):
+    examples = 40
+
+    @pytest.fixture
+    def serializer(self) -> Serializer:
+        return get_serializer("eqx")
+
+
+class TestOrbax(SerializerContract):
+    examples = 15
+
+    @pytest.fixture
+    def serializer(self) -> Serializer:
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+        return get_serializer("orbax")
