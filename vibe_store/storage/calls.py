@@ -57,10 +57,10 @@ class GaveUpError(Exception):
 
 
 class Calls:
-    """Runs coroutines on the event loop of a filesystem of fsspec, for callers in any thread.
+    """Runs coroutines on the event loop of a client, for callers in any thread.
 
     Args:
-        fs: the filesystem.
+        loop: returns the event loop, which another thread runs.
         attempts: how often a request is tried, 1 or more.
         backoff_secs: how long at most to wait before the second attempt; this doubles from one attempt to the
             next, up to 20 s. Each wait is a random part of that, so that many writers do not return together.
@@ -71,14 +71,19 @@ class Calls:
     """
 
     def __init__(
-        self, fs: Any, *, attempts: int, backoff_secs: float, is_transient: Callable[[BaseException], bool]
+        self,
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        *,
+        attempts: int,
+        backoff_secs: float,
+        is_transient: Callable[[BaseException], bool],
     ) -> None:
         if attempts < 1 or backoff_secs < 0:
             raise InvalidValueError(
                 "retry_attempts must be 1 or more and retry_backoff_secs 0 or more, but they are "
                 f"{attempts!r} and {backoff_secs!r}."
             )
-        self._fs = fs
+        self._loop = loop
         self._attempts = attempts
         self._backoff_secs = backoff_secs
         self._is_transient = is_transient
@@ -94,7 +99,7 @@ class Calls:
         """
         if remaining() == 0:
             raise GaveUpError(0, in_time=False)
-        loop: asyncio.AbstractEventLoop = self._fs.loop
+        loop = self._loop()
         outcome: Future[_T] = Future()
         tasks: list[asyncio.Task[_T]] = []  # for the loop itself keeps none alive
         context = contextvars.copy_context()
@@ -128,19 +133,24 @@ class Calls:
         async with self.slots:
             yield
 
-    async def request(self, send: Callable[[], Awaitable[_T]], *, size: int = 0) -> _T:
+    async def request(
+        self, send: Callable[[], Awaitable[_T]], *, size: int = 0, attempts: int | None = None
+    ) -> _T:
         """Return what one request returns, sending it again as long as what goes wrong may pass.
 
         Args:
             send: sends it, each time anew.
             size: how many bytes it transfers, which decides how long each attempt may take.
+            attempts: how often it is tried, where that is not as often as any; 1 where ``send`` itself tries
+                again.
 
         Raises:
             GaveUpError: it never succeeded, or there is no time left; raised from the last failure.
         """
         patience = _PATIENCE_SECS + size / _SLOWEST
+        most = self._attempts if attempts is None else attempts
         retrying = AsyncRetrying(
-            stop=self._is_over,
+            stop=lambda state: _is_over(state, most),
             wait=wait_random_exponential(multiplier=self._backoff_secs, max=_LONGEST_WAIT_SECS),
             retry=retry_if_exception(self._is_transient),
             before_sleep=_log,
@@ -157,12 +167,8 @@ class Calls:
         except Exception as error:
             if not self._is_transient(error):
                 raise
-            attempts = int(retrying.statistics["attempt_number"])
-            raise GaveUpError(attempts, in_time=attempts == self._attempts) from error
-
-    def _is_over(self, state: RetryCallState) -> bool:
-        left = remaining()
-        return state.attempt_number >= self._attempts or (left is not None and state.upcoming_sleep >= left)
+            made = int(retrying.statistics["attempt_number"])
+            raise GaveUpError(made, in_time=made == most and remaining() != 0) from error
 
     async def tidy(self, send: Callable[[], Awaitable[object]], what: str) -> None:
         """Undo something after a failure, for a few seconds at most, whatever the deadline; log a failure."""
@@ -182,6 +188,11 @@ async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     return [task.result() for task in tasks]
+
+
+def _is_over(state: RetryCallState, attempts: int) -> bool:
+    left = remaining()
+    return state.attempt_number >= attempts or (left is not None and state.upcoming_sleep >= left)
 
 
 def _log(state: RetryCallState) -> None:

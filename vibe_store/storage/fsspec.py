@@ -3,7 +3,7 @@
 import errno
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from fsspec.core import url_to_fs
 from vibe_store.durable_files import TEMPORARY_PREFIX
 from vibe_store.errors import InvalidValueError, MissingDependencyError, VibeStoreWarning
 from vibe_store.interfaces import Blob, StorageBackend
+from vibe_store.storage.about import about, exists, missing
 from vibe_store.storage.keys import (
     check_key,
     check_keys,
@@ -26,7 +27,7 @@ from vibe_store.storage.keys import (
 )
 from vibe_store.storage.redaction import redact, secrets_of, without_credentials
 
-__all__ = ["FsspecStorage"]
+__all__ = ["FsspecStorage", "open_filesystem"]
 
 _CREATE_CONDITIONALLY = frozenset({"abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"})
 """Protocols whose fsspec filesystems pass ``pipe_file(mode="create")`` on to the server as a condition."""
@@ -63,18 +64,9 @@ class FsspecStorage(StorageBackend):
     """Whether the filesystem shows an upload only once it is complete; None to judge by its class."""
 
     def __init__(self, url: str, **storage_options: Any) -> None:
-        check_url(url)
+        self.fs, root = open_filesystem(url, storage_options)
         self.url = without_credentials(url)
         self._secrets = secrets_of(url, storage_options)
-        try:
-            self.fs, root = url_to_fs(url, **storage_options)
-        except Exception as error:
-            redact(error, self._secrets)
-            if isinstance(error, ImportError):
-                raise MissingDependencyError(f"{self.url!r} cannot be opened: {error}") from error
-            if isinstance(error, ValueError):
-                raise InvalidValueError(f"{self.url!r} cannot be opened: {error}") from error
-            raise
         self._root = root.rstrip("/")
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.creates_conditionally = bool(protocols & _CREATE_CONDITIONALLY)
@@ -293,18 +285,30 @@ class FsspecStorage(StorageBackend):
             )
 
     def _missing(self, key: str) -> FileNotFoundError:
-        return FileNotFoundError(errno.ENOENT, f"There is no object {key!r} in {self.url!r}.")
+        return missing(key, self.url)
 
     def _exists(self, key: str) -> FileExistsError:
-        return FileExistsError(errno.EEXIST, f"The object {key!r} exists already in {self.url!r}.")
+        return exists(key, self.url)
 
-    @contextmanager
-    def _about(self, doing: str, key: str) -> Iterator[None]:
-        """Note on an error of the filesystem what it was about, unless it says so itself; hide secrets."""
-        try:
-            yield
-        except Exception as error:
-            redact(error, self._secrets)
-            if self.url not in str(error):
-                error.add_note(f"This happened while {doing} {key!r} in {self.url!r}.")
-            raise
+    def _about(self, doing: str, key: str) -> AbstractContextManager[None]:
+        return about(doing, key, self.url, self._secrets)
+
+
+def open_filesystem(url: str, storage_options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the filesystem of fsspec that a URL names, and the path on it.
+
+    Raises:
+        InvalidValueError: fsspec knows no such protocol.
+        MissingDependencyError: the package for this protocol is not installed.
+    """
+    check_url(url)
+    try:
+        filesystem, path = url_to_fs(url, **storage_options)
+    except Exception as error:
+        redact(error, secrets_of(url, storage_options))
+        if isinstance(error, ImportError):
+            raise MissingDependencyError(f"{without_credentials(url)!r} cannot be opened: {error}") from error
+        if isinstance(error, ValueError):
+            raise InvalidValueError(f"{without_credentials(url)!r} cannot be opened: {error}") from error
+        raise
+    return filesystem, str(path)

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
@@ -14,8 +14,12 @@ from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, is_retriable
 
 from vibe_store.interfaces import Blob
-from vibe_store.storage.object_store import ChangedError, Extent, IncompleteError, ObjectStore, read_exactly
+from vibe_store.storage.fsspec_object_store import FsspecObjectStore
+from vibe_store.storage.object_store import ChangedError, Extent, IncompleteError, read_exactly
 from vibe_store.storage.redaction import redact
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["GcsStorage"]
 
@@ -33,7 +37,7 @@ _RECEIVED = re.compile(r"bytes=0-(?P<last>\d+)")
 _request = getattr(GCSFileSystem._request, "__wrapped__", GCSFileSystem._request)
 
 
-class GcsStorage(ObjectStore):
+class GcsStorage(FsspecObjectStore):
     """Objects in a bucket of Google Cloud Storage, under ``gs://bucket/path``.
 
     An object is created only if none is there by ``ifGenerationMatch=0``.
@@ -46,7 +50,7 @@ class GcsStorage(ObjectStore):
 
     Args:
         url: ``gs://`` (or ``gcs://``) and the bucket, perhaps with a path.
-        storage_options: those of :class:`~vibe_store.storage.object_store.ObjectStore` and of
+        storage_options: those of :class:`~vibe_store.storage.fsspec_object_store.FsspecObjectStore` and of
             ``gcsfs.GCSFileSystem``, such as ``token``, ``project`` and ``requester_pays``; without them,
             credentials are looked for where Google's own clients do.
     """
@@ -92,7 +96,12 @@ class GcsStorage(ObjectStore):
         return blobs, answer.get("nextPageToken") or None
 
     async def _fetch(
-        self, name: str, start: int, end: int | None, version: str | None, take: Callable[[bytes], None]
+        self,
+        name: str,
+        start: int,
+        end: int | None,
+        version: str | None,
+        take: Callable[["ReadableBuffer"], None],
     ) -> Extent:
         whole = start == 0 and end is None
         part = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}

@@ -1,4 +1,4 @@
-"""Objects in a bucket, with as few requests as can be: what the storages on S3 and GCS share."""
+"""Objects in a bucket, with as few requests as can be: what every storage on an object store shares."""
 
 import asyncio
 import errno
@@ -8,19 +8,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, BinaryIO
 
 from vibe_store.durable_files import discarded, open_temporary
 from vibe_store.errors import InvalidValueError
-from vibe_store.interfaces import Blob
+from vibe_store.interfaces import Blob, StorageBackend
+from vibe_store.storage.about import about, exists, missing
 from vibe_store.storage.calls import AT_ONCE, Calls, GaveUpError, together
-from vibe_store.storage.fsspec import FsspecStorage
 from vibe_store.storage.keys import check_key, check_keys, check_prefix, check_range, is_key
 
-__all__ = ["ChangedError", "Extent", "IncompleteError", "ObjectStore", "fill_exactly", "read_exactly"]
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
-_ATTEMPTS = 8
-_BACKOFF_SECS = 0.5
+__all__ = [
+    "RETRY_ATTEMPTS",
+    "RETRY_BACKOFF_SECS",
+    "ChangedError",
+    "Extent",
+    "IncompleteError",
+    "ObjectStore",
+    "fill_exactly",
+    "read_exactly",
+]
+
+RETRY_ATTEMPTS = 8
+RETRY_BACKOFF_SECS = 0.5
 _BLOCK = 1 << 20
 _FIRST = 8 << 20
 """How much of an object the first request for it asks for."""
@@ -48,12 +60,15 @@ class ChangedError(Exception):
     """An object was replaced or removed between two requests for it."""
 
 
-class ObjectStore(FsspecStorage):
-    """Objects in a bucket that a filesystem of fsspec speaks to.
+class ObjectStore(StorageBackend):
+    """Objects in a bucket, through any client that speaks to it with ``asyncio``.
+
+    A subclass knows the client. It implements the methods below that are abstract, each of which makes one
+    request (:meth:`_upload` as many as a large file takes), and says which errors may pass. This class does
+    the rest.
 
     The store shows an upload once it is complete, creates an object only if none is there when asked to, and
-    lists what was written before. A key may be both an object and the beginning of others. Of the filesystem
-    only the connections, credentials and options are used, and none of its caches.
+    lists what was written before, in order. A key may be both an object and the beginning of others.
 
     What may pass (throttling, errors of the server, connections that break, answers that stay out or are cut
     off) is tried again, with growing, random waits, until the deadline of
@@ -61,35 +76,47 @@ class ObjectStore(FsspecStorage):
     transfers run at once.
 
     Args:
-        url: the bucket, perhaps with a path.
+        url: the bucket, perhaps with a path, as it may be shown.
+        bucket: the name of the bucket.
+        folder: the path in the bucket; ``""`` for its root.
+        loop: returns the event loop on which the client's coroutines run, in a thread of its own.
+        secrets: texts that errors must not show, see :func:`~vibe_store.storage.redaction.secrets_of`.
         retry_attempts: how often a request is tried.
         retry_backoff_secs: how long to wait at most before the second attempt; this doubles each time.
-        storage_options: those of the filesystem.
+
+    Raises:
+        InvalidValueError: there is no bucket, or a number cannot be.
     """
 
-    publishes_whole: ClassVar[bool | None] = True
     concurrency = 2 * AT_ONCE
 
     def __init__(
         self,
         url: str,
         *,
-        retry_attempts: int = _ATTEMPTS,
-        retry_backoff_secs: float = _BACKOFF_SECS,
-        **storage_options: Any,
+        bucket: str,
+        folder: str,
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        secrets: Iterable[str] = (),
+        retry_attempts: int = RETRY_ATTEMPTS,
+        retry_backoff_secs: float = RETRY_BACKOFF_SECS,
     ) -> None:
-        super().__init__(url, **storage_options)
-        self.creates_conditionally = True
-        self._bucket, folder, _ = self.fs.split_path(self._root)
-        if not self._bucket:
-            raise InvalidValueError(f"{self.url!r} names no bucket. Write it as 's3://bucket/path'.")
+        if not bucket:
+            scheme = url.partition("://")[0]
+            raise InvalidValueError(f"{url!r} names no bucket. Write it as '{scheme}://bucket/path'.")
+        self.url = url
+        self._bucket = bucket
         self._folder = f"{folder}/" if folder else ""
+        self._secrets = tuple(secrets)
         self._calls = Calls(
-            self.fs,
+            loop,
             attempts=retry_attempts,
             backoff_secs=retry_backoff_secs,
             is_transient=self._is_transient,
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
 
     def list(self, prefix: str = "") -> Iterator[Blob]:
         """Yield the objects whose keys begin with ``prefix``, sorted; see :meth:`StorageBackend.list`.
@@ -132,14 +159,14 @@ class ObjectStore(FsspecStorage):
             return self._calls.run(lambda: self._read(name, start, end))[0]
 
     async def _read(self, name: str, start: int, end: int | None) -> tuple[bytes, Extent]:
-        blocks: list[bytes] = []
+        blocks: list[ReadableBuffer] = []
 
         async def send() -> Extent:
             blocks.clear()
             return await self._fetch(name, start, end, None, blocks.append)
 
         extent = await self._calls.request(send, size=(end or _FIRST) - start)
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks), extent
+        return bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks), extent
 
     def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
         """Store a small object in one request, whole or not at all; see :meth:`StorageBackend.write`.
@@ -157,7 +184,7 @@ class ObjectStore(FsspecStorage):
                     )
                 )
             except FileExistsError as error:
-                raise self._exists(key) from error
+                raise exists(key, self.url) from error
 
     def put(self, source: Path, key: str, *, move: bool = False, durable: bool = True) -> None:
         """Store a local file of any size; see :meth:`StorageBackend.put`."""
@@ -205,10 +232,10 @@ class ObjectStore(FsspecStorage):
         rest = range(len(first), extent.total, self._range_size(extent.total - len(first)))
 
         async def fetch_part(start: int, end: int) -> None:
-            def take(block: bytes) -> None:
+            def take(block: "ReadableBuffer") -> None:
                 nonlocal start
                 write_exactly(descriptor, block, start)
-                start += len(block)
+                start += memoryview(block).nbytes
 
             async def send() -> None:  # which goes on where the attempt before it ended
                 if start < end:
@@ -226,18 +253,9 @@ class ObjectStore(FsspecStorage):
         """Remove exactly these objects, several at a time; see :meth:`StorageBackend.delete`."""
         del durable  # every change is
         names = {self._name(key): key for key in check_keys(keys)}
-
-        few = asyncio.Semaphore(self.concurrency)
-
-        async def remove(name: str) -> None:
-            async with few:
-                with suppress(FileNotFoundError):
-                    await self._calls.request(lambda: self._remove(name))
-
-        # One request each: of many in one, some could fail without the others.
         if names:
             with self._about("removing", ", ".join(names.values())):
-                self._calls.run(lambda: together(remove(name) for name in names))
+                self._calls.run(lambda: self._remove_all(tuple(names)))
 
     @abstractmethod
     def _is_transient(self, error: BaseException) -> bool:
@@ -249,7 +267,12 @@ class ObjectStore(FsspecStorage):
 
     @abstractmethod
     async def _fetch(
-        self, name: str, start: int, end: int | None, version: str | None, take: Callable[[bytes], None]
+        self,
+        name: str,
+        start: int,
+        end: int | None,
+        version: str | None,
+        take: Callable[["ReadableBuffer"], None],
     ) -> Extent:
         """Pass on the bytes of a part of an object, in order; nothing where it begins at the end or past it.
 
@@ -275,6 +298,17 @@ class ObjectStore(FsspecStorage):
     async def _remove(self, name: str) -> None:
         """Remove an object, or raise FileNotFoundError."""
 
+    async def _remove_all(self, names: Sequence[str]) -> None:
+        """Remove objects, as far as they are there: several at a time, each in a request of its own."""
+        few = asyncio.Semaphore(self.concurrency)
+
+        async def remove(name: str) -> None:
+            async with few:
+                with suppress(FileNotFoundError):
+                    await self._calls.request(lambda: self._remove(name))
+
+        await together(remove(name) for name in names)
+
     @abstractmethod
     def _range_size(self, total: int) -> int:
         """How many bytes to ask for at once of so many."""
@@ -290,7 +324,7 @@ class ObjectStore(FsspecStorage):
         try:
             yield
         except FileNotFoundError as error:
-            raise (error if self.url in str(error) else self._missing(key)) from error.__cause__
+            raise (error if self.url in str(error) else missing(key, self.url)) from error.__cause__
 
     def _no_bucket(self) -> FileNotFoundError:
         return FileNotFoundError(
@@ -301,7 +335,7 @@ class ObjectStore(FsspecStorage):
 
     @contextmanager
     def _about(self, doing: str, key: str) -> Iterator[None]:
-        with super()._about(doing, key):
+        with about(doing, key, self.url, self._secrets):
             try:
                 yield
             except GaveUpError as error:
@@ -326,9 +360,10 @@ class ObjectStore(FsspecStorage):
     def _gave_up(self, error: GaveUpError, doing: str, key: str) -> OSError:
         last = "" if error.__cause__ is None else f", the last time so: {_text_of(error.__cause__)}"
         if error.in_time:
+            often = "" if error.attempts == 1 else f" {error.attempts} times in a row"
             return ConnectionError(
                 errno.ECONNABORTED,
-                f"{doing.capitalize()} {key!r} in {self.url!r} failed {error.attempts} times in a row{last}. "
+                f"{doing.capitalize()} {key!r} in {self.url!r} failed{often}{last}. "
                 "Check the store and the network, and try again.",
             )
         return TimeoutError(
@@ -366,7 +401,7 @@ def fill_exactly(buffer: memoryview, descriptor: int, start: int) -> None:
         buffer, start = buffer[len(data) :], start + len(data)
 
 
-def write_exactly(descriptor: int, data: bytes, start: int) -> None:
+def write_exactly(descriptor: int, data: "ReadableBuffer", start: int) -> None:
     """Write to a place in an open file."""
     view = memoryview(data)
     while view:

@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import aiohttp
@@ -15,14 +15,17 @@ from botocore.parsers import ResponseParserError
 
 from vibe_store.interfaces import Blob
 from vibe_store.storage.calls import AT_ONCE, together
+from vibe_store.storage.fsspec_object_store import FsspecObjectStore
 from vibe_store.storage.object_store import (
     ChangedError,
     Extent,
     IncompleteError,
-    ObjectStore,
     fill_exactly,
     read_exactly,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["S3Storage"]
 
@@ -61,7 +64,7 @@ _PASSING_ERRORS = (
 )
 
 
-class S3Storage(ObjectStore):
+class S3Storage(FsspecObjectStore):
     """Objects in an S3 bucket, under ``s3://bucket/path``.
 
     An object is created only if none is there by ``If-None-Match: *``, which Amazon, Cloudflare R2, MinIO and
@@ -78,7 +81,7 @@ class S3Storage(ObjectStore):
 
     Args:
         url: ``s3://`` and the bucket, perhaps with a path.
-        storage_options: those of :class:`~vibe_store.storage.object_store.ObjectStore` and of
+        storage_options: those of :class:`~vibe_store.storage.fsspec_object_store.FsspecObjectStore` and of
             ``s3fs.S3FileSystem``, such as ``key``, ``secret``, ``token``, ``profile``, ``endpoint_url`` and
             ``requester_pays``; without them, credentials and region are looked for where boto3 does.
             ``config_kwargs={"retries": ...}`` adds botocore's own retries to ours.
@@ -120,7 +123,12 @@ class S3Storage(ObjectStore):
         return blobs, answer["NextContinuationToken"] if answer.get("IsTruncated") else None
 
     async def _fetch(
-        self, name: str, start: int, end: int | None, version: str | None, take: Callable[[bytes], None]
+        self,
+        name: str,
+        start: int,
+        end: int | None,
+        version: str | None,
+        take: Callable[["ReadableBuffer"], None],
     ) -> Extent:
         whole = start == 0 and end is None
         arguments = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}

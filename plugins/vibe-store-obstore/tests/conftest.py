@@ -1,0 +1,291 @@
+"""Buckets of three kinds on servers of this machine, and the plugin as if it were installed.
+
+The server of S3 and the proxy are those of vibe_store's own tests, by path, as the plugin lives in one
+repository with them.
+"""
+
+import dataclasses
+import fcntl
+import importlib
+import importlib.metadata
+import os
+import shutil
+import socket
+import subprocess
+import time
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vibe_store.interfaces import StorageBackend
+from vibe_store.registry import open_storage
+
+_PROJECT = Path(__file__).parents[1]
+_SHARED = Path(__file__).parents[3] / "tests"
+_AZURITE = "azurite@3.37.0"
+_PATIENCE_SECS = 60.0
+_S3_SECRET = "a-secret-of-s3"  # noqa: S105 - of a server of this machine
+
+# The account of every emulator of Azure, which Microsoft publishes.
+_ACCOUNT = "devstoreaccount1"
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of a server.
+
+    Attributes:
+        url: the bucket's.
+        server: the URL of the server.
+        storage_options: with which the bucket's URL is on that server.
+        endpoint: the name of the option that says where the server is.
+        raw_set: stores an object without the plugin, by its name in the bucket.
+        raw_get: returns the bytes of an object, or None where there is none, likewise.
+        uploads: returns the unfinished uploads whose name begins so, or None where the server does not tell.
+    """
+
+    url: str
+    server: str
+    storage_options: Mapping[str, Any]
+    endpoint: str
+    raw_set: Callable[[str, bytes], object]
+    raw_get: Callable[[str], bytes | None]
+    uploads: Callable[[str], list[Any] | None]
+
+    def open(self, path: str, **options: Any) -> StorageBackend:
+        return open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What nothing may show."""
+        names = ("account_key", "bearer_token", "secret_access_key")
+        return tuple(self.storage_options[name] for name in names if name in self.storage_options)
+
+    def through(self, proxy: Any, **options: Any) -> "Bucket":
+        """The same bucket through a proxy, with further options."""
+        place = self.storage_options[self.endpoint].replace(self.server, proxy.url)
+        return dataclasses.replace(
+            self, server=proxy.url, storage_options={**self.storage_options, self.endpoint: place, **options}
+        )
+
+    def opener(self) -> Callable[[], StorageBackend]:
+        """Return what opens the same, at first empty, root each time."""
+        path = f"{uuid.uuid4().hex}/root"
+        return lambda: self.open(path)
+
+
+def _load(path: Path) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        return importlib.import_module(path.stem)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the entry point be found in this process and its children, where only the source is on the path."""
+    try:
+        importlib.metadata.version("vibe-store-obstore")
+    except importlib.metadata.PackageNotFoundError:
+        site = tmp_path_factory.mktemp("site")
+    else:
+        yield
+        return
+    project = tomllib.loads((_PROJECT / "pyproject.toml").read_text())["project"]
+    info = site / f"vibe_store_obstore-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    rows = [f"{name} = {target}" for name, target in project["entry-points"]["vibe_store"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[vibe_store]", *rows, ""]))
+    paths = [str(site), str(_PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(_PROJECT)
+        patch.syspath_prepend(site)
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
+
+
+@pytest.fixture(scope="session")
+def proxies() -> ModuleType:
+    """The module ``proxy.py`` of vibe_store's tests."""
+    return _load(_SHARED / "proxy.py")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Bucket]:
+    """A bucket of moto's S3 server."""
+    pytest.importorskip("moto.server", reason='needs pip install "moto[s3,server]"')
+    import boto3
+
+    servers = _load(_SHARED / "servers.py")
+    with servers.s3_server() as url:
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key=_S3_SECRET,
+        )
+        client.create_bucket(Bucket="bucket")
+
+        def raw_get(name: str) -> bytes | None:
+            try:
+                return bytes(client.get_object(Bucket="bucket", Key=name)["Body"].read())
+            except client.exceptions.NoSuchKey:
+                return None
+
+        options = {
+            "endpoint": url,
+            "region": "us-east-1",
+            "access_key_id": "testing",
+            "secret_access_key": _S3_SECRET,
+            "client_options": {"allow_http": True},
+        }
+        yield Bucket(
+            "s3+obstore://bucket",
+            url,
+            options,
+            "endpoint",
+            lambda name, data: client.put_object(Bucket="bucket", Key=name, Body=data),
+            raw_get,
+            lambda prefix: client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads", []),
+        )
+
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[Bucket]:
+    """A bucket of a server of Google's XML API, which is in ``gcs_server.py``."""
+    module = _load(Path(__file__).with_name("gcs_server.py"))
+    with module.gcs_server() as server:
+        bucket = server.buckets["bucket"] = module.Bucket()
+
+        def raw_set(name: str, data: bytes) -> None:
+            with bucket.lock:
+                bucket.set(name, data, {})
+
+        def raw_get(name: str) -> bytes | None:
+            found = bucket.objects.get(name)
+            return found.data if found else None
+
+        options = {
+            "base_url": server.url,
+            "bearer_token": module.TOKEN,
+            "client_options": {"allow_http": True},
+        }
+        yield Bucket(
+            "gs+obstore://bucket",
+            server.url,
+            options,
+            "base_url",
+            raw_set,
+            raw_get,
+            lambda prefix: [each for each in bucket.uploads.values() if each.name.startswith(prefix)],
+        )
+
+
+@pytest.fixture(scope="session")
+def az(request: pytest.FixtureRequest) -> Iterator[Bucket]:
+    """A container of the real Azurite."""
+    blob = pytest.importorskip("azure.storage.blob", reason="needs pip install azure-storage-blob")
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with _azurite(request.config.cache.mkdir("azurite")) as url:
+        service = blob.BlobServiceClient(f"{url}/{_ACCOUNT}", {"account_name": _ACCOUNT, "account_key": _KEY})
+        container = service.create_container("container")
+
+        def raw_get(name: str) -> bytes | None:
+            try:
+                return bytes(container.download_blob(name).readall())
+            except ResourceNotFoundError:
+                return None
+
+        options = {
+            "account_name": _ACCOUNT,
+            "account_key": _KEY,
+            "endpoint": f"{url}/{_ACCOUNT}",
+            "client_options": {"allow_http": True},
+        }
+        yield Bucket(
+            "az+obstore://container",
+            url,
+            options,
+            "endpoint",
+            lambda name, data: container.upload_blob(name, data, overwrite=True),
+            raw_get,
+            lambda _prefix: None,  # blocks of an upload that is not finished belong to nothing that is listed
+        )
+        container.close()
+        service.close()
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A bucket of each kind."""
+    found: Bucket = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def proxy(proxies: ModuleType, bucket: Bucket) -> Iterator[Any]:
+    """A proxy in front of the bucket's server, which fails when it is told to."""
+    with proxies.proxy(bucket.server) as running:
+        yield running
+
+
+@contextmanager
+def _azurite(folder: Path) -> Iterator[str]:
+    """Run Azurite, which npm installs into a folder the first time; yield its URL."""
+    node = shutil.which("node")
+    main = _install_azurite(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [str(node), str(main), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent"]
+    command += ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + _PATIENCE_SECS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionError:
+                assert process.poll() is None, f"{command} ended with {process.returncode}"
+                assert time.monotonic() < deadline, f"{command} did not listen"
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _install_azurite(folder: Path) -> Path:
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        pytest.skip("needs node and npm, of which Azurite is made")
+    main = folder / _AZURITE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one installs
+        if not main.exists():
+            command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+            ran = subprocess.run(
+                [*command, "--prefix", str(folder / _AZURITE), _AZURITE],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if ran.returncode != 0 and "CI" not in os.environ:
+                pytest.skip(f"npm could not install {_AZURITE}: {ran.stderr.strip()[-200:]}")
+            assert ran.returncode == 0, ran.stderr
+    return main
