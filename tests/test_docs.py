@@ -4,7 +4,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -165,6 +165,8 @@ def undocumented(module: ModuleType, directives: Iterable[str]) -> list[str]:
             module.__name__ in directives and home is module
         ):
             missing.append(f"{module.__name__}.{name} is on no page")
+        if name.startswith("_"):
+            missing.append(f"{module.__name__}.{name} looks private, and no page shows such a name")
         if not described(home).get(name):
             missing.append(f"{home.__name__}.{name} has no docstring, or, being a constant, none below it")
     return missing
@@ -230,9 +232,13 @@ def hooks_without(module: object, text: str) -> list[str]:
     """What a page lacks of the hooks of a module: a hook as ``name(argument, ...)``."""
     manager = pluggy.PluginManager("vibe_store")
     manager.add_hookspecs(module)
-    callers = [caller for name, caller in sorted(vars(manager.hook).items()) if not name.startswith("_")]
-    signatures = [f"`{caller.name}({', '.join(caller.spec.argnames)})`" for caller in callers]
+    hooks = [hook for name, hook in sorted(vars(manager.hook).items()) if not name.startswith("_")]
+    signatures = [f"`{hook.name}({', '.join(arguments_of(hook.spec.function))})`" for hook in hooks]
     return [signature for signature in signatures if signature not in text]
+
+
+def arguments_of(function: Callable[..., object]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
 def test_every_hook_is_on_the_page_on_plugins_with_its_arguments() -> None:
@@ -246,7 +252,7 @@ def test_every_hook_is_on_the_page_on_plugins_with_its_arguments() -> None:
 def test_a_hook_without_its_arguments_would_be_noticed() -> None:
     class Specs:
         @hookspecs.hookspec
-        def vibe_store_made_up(self, first: int, second: int) -> None:
+        def vibe_store_made_up(self, first: int, second: int = 2) -> None:
             """Take two arguments."""
 
     assert hooks_without(Specs, "`vibe_store_made_up()` and `vibe_store_made_up(first)`")
