@@ -169,7 +169,21 @@ def undocumented(module: ModuleType, directives: Iterable[str]) -> list[str]:
             missing.append(f"{module.__name__}.{name} looks private, and no page shows such a name")
         if not described(home).get(name):
             missing.append(f"{home.__name__}.{name} has no docstring, or, being a constant, none below it")
+        value = getattr(module, name)
+        missing += [f"{home.__name__}.{name}.{method} has no docstring" for method in silent_methods(value)]
     return missing
+
+
+def silent_methods(value: object) -> list[str]:
+    """The public methods and properties of a class that say nothing, nor does what they override."""
+    own = vars(value).items() if inspect.isclass(value) else ()
+    return [
+        name
+        for name, method in own
+        if not name.startswith("_")
+        and (isinstance(method, property | classmethod | staticmethod) or inspect.isfunction(method))
+        and not inspect.getdoc(getattr(value, name))
+    ]
 
 
 def home_of(module: ModuleType, name: str) -> ModuleType:

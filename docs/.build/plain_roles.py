@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from griffe import Class, Extension, Function, Object
+from griffe import Attribute, Class, Extension, Function, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?([^`]+)`")
 _LITERAL_BLOCK = re.compile(r"::$", re.MULTILINE)
@@ -18,6 +18,6 @@ class PlainRoles(Extension):
         if obj.docstring is not None:
             text = _ROLE.sub(r"`\1`", obj.docstring.value)
             obj.docstring.value = _LITERAL_BLOCK.sub(":", text)
-        elif isinstance(obj, Function) and isinstance(obj.parent, Class):
+        elif isinstance(obj, Attribute | Function) and isinstance(obj.parent, Class):
             inherited = (base.members.get(obj.name) for base in obj.parent.mro())
             obj.docstring = next((each.docstring for each in inherited if each and each.docstring), None)
