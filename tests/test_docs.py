@@ -13,7 +13,7 @@ from types import ModuleType
 import pluggy
 import pytest
 
-from vibe_store import hookspecs
+from vibe_store import builtins, hookspecs
 from vibe_store.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -271,6 +271,17 @@ def test_a_hook_without_its_arguments_would_be_noticed() -> None:
 
     assert hooks_without(Specs, "`vibe_store_made_up()` and `vibe_store_made_up(first)`")
     assert hooks_without(Specs, "`vibe_store_made_up(first, second)`") == []
+
+
+def test_every_storage_of_ours_is_in_the_table_of_guarantees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "plugins" / "vibe-store-obstore")
+    obstore = importlib.import_module("vibe_store_obstore")
+    schemes = {provider.name for hooks in (builtins, obstore) for provider in hooks.vibe_store_storage()}
+    table = (DOCS / "guarantees.md").read_text("utf-8").partition("\n\nAnd what follows")[0]
+    rows = re.findall(r"^\| (`.*?|a path.*?) \|", table, re.MULTILINE)
+    named = {"fsspec", *(scheme for row in rows for scheme in re.findall(r"`([\w+]+)://`", row))}
+    assert len(schemes) > 5
+    assert schemes - named == set()
 
 
 def command_sections() -> dict[str, str]:
