@@ -41,6 +41,7 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")
 """What the scheme of a storage URL looks like; the underscore is for a few names of fsspec."""
 
 Kind: TypeAlias = Literal["storage", "serializer", "retention"]
+"""What a provider provides."""
 
 _HOOKS: dict[str, Kind] = {
     "vibe_store_storage": "storage",

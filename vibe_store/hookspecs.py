@@ -31,10 +31,16 @@ __all__ = [
 ]
 
 API_VERSION = 1
+"""The version of the plugin interface: of the hooks, and of what stands in :mod:`vibe_store.interfaces`."""
+
 ENTRY_POINT_GROUP = "vibe_store"
+"""The group of entry points by which plugins are found."""
 
 hookspec = pluggy.HookspecMarker("vibe_store")
+"""Marks the hooks below; plugins have no use for it."""
+
 hookimpl = pluggy.HookimplMarker("vibe_store")
+"""The decorator of a function in a plugin that implements a hook."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from vibe_store.errors import InvalidValueError
 __all__ = ["CNN", "MLP", "Network", "NetworkKind", "TwinCritic", "check_network", "make_network"]
 
 NetworkKind: TypeAlias = Literal["mlp", "cnn"]
+"""Hidden layers alone, or 3 by 3 convolutions before them, for images."""
 
 _CHANNELS, _KERNEL = 16, 3
 

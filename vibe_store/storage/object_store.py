@@ -32,7 +32,11 @@ __all__ = [
 ]
 
 RETRY_ATTEMPTS = 8
+"""How often a request is tried, unless the user says otherwise."""
+
 RETRY_BACKOFF_SECS = 0.5
+"""How long to wait at most before the second attempt; this doubles each time."""
+
 _BLOCK = 1 << 20
 _FIRST = 8 << 20
 """How much of an object the first request for it asks for."""
