@@ -8,15 +8,13 @@ from vibe_store.testing import SerializerContract
 
 
 class TestEqx(SerializerContract):
-    examples = 40
-
     @pytest.fixture
     def serializer(self) -> Serializer:
         return get_serializer("eqx")
 
 
 class TestOrbax(SerializerContract):
-    examples = 15
+    examples = 10
 
     @pytest.fixture
     def serializer(self) -> Serializer:

@@ -193,3 +193,12 @@ def test_a_storage_that_cannot_create_conditionally_says_so_once_and_looks_first
     with pytest.raises(FileExistsError, match="'k'"):
         storage.write("k", b"2", overwrite=False)
     assert storage.read("k") == b"1"
+
+
+def test_an_empty_folder_that_fsspec_leaves_is_not_taken_for_an_object(tmp_path: Path) -> None:
+    storage = FsspecStorage(f"file://{tmp_path}")
+    storage.write("a/b", b"1")
+    storage.delete(["a/b"])
+    with pytest.warns(VibeStoreWarning), pytest.raises(IsADirectoryError):
+        storage.write("a", b"2", overwrite=False)
+    assert keys_of(storage) == []

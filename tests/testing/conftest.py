@@ -1,9 +1,9 @@
 """Runs mutants, which are implementations with one bug each, through the contract that is to catch them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -40,7 +40,11 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "-o", "python_classes=*", f"--junitxml={report}", f"--basetemp={report.parent / 'temporary'}",
         *(f"{request.path}::{name}::{test}" for name, test in sorted(tests)),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    # Not in this folder, whose modules it would import instead of those that are installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=report.parent, env=environment
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     said: Outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it

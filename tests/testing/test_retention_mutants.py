@@ -16,6 +16,7 @@ class Latest(RetentionContract):
     """The contract, of the policy that keeps the latest three."""
 
     make: ClassVar[Callable[[], Any]] = lambda: latest(3)
+    examples = 20
 
     @pytest.fixture
     def policy(self) -> RetentionPolicy:

@@ -30,7 +30,16 @@ from vibe_store.serializers.tree import describe
 from vibe_store.testing.generated_trees import Agent, ReorderedAgent, agent_trees, mutations
 from vibe_store.testing.promise import promised_by
 from vibe_store.testing.saving import FolderSource, Through
-from vibe_store.testing.trees import JAX_DTYPES, TREES, Model, assert_same, dtype_of, sample
+from vibe_store.testing.trees import (
+    JAX_DTYPES,
+    TREES,
+    Model,
+    assert_same,
+    dtype_of,
+    key_of,
+    on_device,
+    sample,
+)
 
 __all__ = ["SerializerContract"]
 
@@ -93,9 +102,9 @@ class SerializerContract:
     def test_the_leaf_table_says_what_each_leaf_was(self, through: Through) -> None:
         """The leaf table has a row for each leaf, in the tree's order, that says what the leaf was."""
         tree = [
-            jnp.ones((2, 3), jnp.bfloat16), np.ones(2, np.int16), np.int8(1),
-            jax.random.split(jax.random.key(0, impl="rbg")), True, 2**63, 0.5, 1j, "text", b"\xff",
-            jax.nn.relu, None, {"b": 1, "a": jnp.zeros(())},
+            on_device(np.ones((2, 3), ml_dtypes.bfloat16)), np.ones(2, np.int16), np.int8(1),
+            key_of(0, "rbg", (2,)), True, 2**63, 0.5, 1j, "text", b"\xff",
+            jax.nn.relu, None, {"b": 1, "a": on_device(np.float32(0))},
         ]  # fmt: skip
         for saved in (tree, through.serializer.snapshot(tree)):
             rows = through.save(saved).leaves
@@ -244,7 +253,7 @@ class SerializerContract:
         for dtype in sorted(self.refused_dtypes):
             leaves[f"numpy {dtype}"] = sample(dtype_of(dtype))
             if dtype in JAX_DTYPES:
-                leaves[f"jax {dtype}"] = jnp.asarray(sample(dtype_of(dtype)))
+                leaves[f"jax {dtype}"] = on_device(sample(dtype_of(dtype)))
         raised: dict[str, Any] = {}
         for name, leaf in leaves.items():
             try:
