@@ -167,7 +167,7 @@ print(resident("VmHWM") - before)
 def test_a_transfer_holds_no_more_than_a_part_for_each_request_in_memory(
     bucket: Any, open_root: Callable[[], Any], tmp_path: Path, way: str
 ) -> None:
-    size = 32 * AT_ONCE * MB
+    size = 24 * AT_ONCE * MB
     (tmp_path / "small").write_bytes(b"small")
     with (tmp_path / "big").open("wb") as file:
         file.truncate(size)
@@ -175,7 +175,8 @@ def test_a_transfer_holds_no_more_than_a_part_for_each_request_in_memory(
     if way == "get":
         storage.put(tmp_path / "big", "big")
     what = json.dumps([storage.url, bucket.storage_options, way, str(tmp_path)])
-    ran = subprocess.run([sys.executable, "-c", MEASURE, what], check=True, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", MEASURE, what], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 2 * AT_ONCE * 8 * MB + 48 * MB < size
     if way == "put":
         assert [blob.size for blob in storage.list("big")] == [size]
