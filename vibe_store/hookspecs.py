@@ -53,13 +53,14 @@ class Provider:
             options that users may write behind the name of a serializer or a policy.
         target: where it is, as ``"package.module:Attribute"``.
         install: what ``pip install`` must be given when importing the target fails (``"vibe-store[s3]"``).
-        api: the version of this interface that the target was written for, see :data:`API_VERSION`.
+        api: the version of this interface that the target was written for, see :data:`API_VERSION`. One that
+            does not say was written for the first.
     """
 
     name: str
     target: str
     install: str = ""
-    api: int = API_VERSION
+    api: int = 1
 
 
 @hookspec

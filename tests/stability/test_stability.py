@@ -38,8 +38,8 @@ BREAKING = {
     ),
     "a field of Provider in another place": (
         HOOKS,
-        '    install: str = ""\n    api: int = API_VERSION\n',
-        '    api: int = API_VERSION\n    install: str = ""\n',
+        '    install: str = ""\n    api: int = 1\n',
+        '    api: int = 1\n    install: str = ""\n',
         "in another order",
     ),
     "another default": (HOOKS, '    install: str = ""\n', '    install: str = "vibe-store"\n', "vibe-store"),
@@ -159,8 +159,8 @@ ADDITIVE = {
     ),
     "a field of Provider with a default": (
         HOOKS,
-        "    api: int = API_VERSION\n",
-        "    api: int = API_VERSION\n    summary: str = ''\n",
+        "    api: int = 1\n",
+        "    api: int = 1\n    summary: str = ''\n",
         "summary",
     ),
     "a field of a record with a default": (
