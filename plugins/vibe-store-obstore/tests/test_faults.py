@@ -306,14 +306,15 @@ def test_ctrl_c_ends_a_put_aborts_the_upload_and_shows_nobody_a_part(
     storage = bucket.through(proxy).opener()()
     storage.write("old", b"1")
     proxy.clear()
-    proxy.latency_secs = 0.2
-    reached = threading.Event()
+    reached, released = threading.Event(), threading.Event()
 
-    def notice(_: int, request: Any) -> None:
+    def hold(_: int, request: Any) -> None:
         if request.method == "PUT":
+            threading.Timer(1.0, released.set).start()  # when the interruption has long been seen
             reached.set()
+            released.wait(30)
 
-    proxy.faults = notice
+    proxy.faults = hold
     took = interrupted(reached, lambda: storage.put(source, "new"))
     assert took < 5
     assert keys_of(storage) == ["old"]
