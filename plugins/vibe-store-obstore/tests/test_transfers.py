@@ -241,3 +241,19 @@ def test_of_two_processes_that_create_one_key_one_succeeds(bucket: Any, open_roo
     assert sorted(int(number) for numbers in won for number in numbers) == list(range(30))
     for index, numbers in enumerate(won):
         assert {storage.read(f"{number}/k") for number in numbers} <= {b"%d" % index}
+
+
+def test_a_process_that_ends_right_after_a_request_ends_well(s3: Any) -> None:
+    program = textwrap.dedent("""
+        import json, sys
+        from vibe_store import open_storage
+        url, options = json.loads(sys.argv[1])
+        open_storage(url, **options).write("k", b"1")
+    """)
+    arguments = [sys.executable, "-c", program, json.dumps([f"{s3.url}/ending", s3.storage_options])]
+
+    def status(_: int) -> int:
+        return subprocess.run(arguments, check=False).returncode
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(status, range(32))) == [0] * 32
