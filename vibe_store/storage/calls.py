@@ -39,6 +39,7 @@ _SLOWEST = 128 << 10
 """Bytes a second: a transfer that is slower on average counts as stuck, and is begun anew."""
 
 _TIDY_SECS = 3.0
+_WAKE_SECS = 0.2
 """How long the tidying up after a failure may take, whatever the deadline."""
 
 
@@ -117,6 +118,9 @@ class Calls:
 
         loop.call_soon_threadsafe(start)
         try:
+            while not outcome.done():
+                # The system may give Ctrl-C to another thread, and then only waking up lets this one see it.
+                wait([outcome], _WAKE_SECS)
             return outcome.result()
         except BaseException:
             if not outcome.done():
