@@ -39,8 +39,10 @@ _SLOWEST = 128 << 10
 """Bytes a second: a transfer that is slower on average counts as stuck, and is begun anew."""
 
 _TIDY_SECS = 3.0
-_WAKE_SECS = 0.2
 """How long the tidying up after a failure may take, whatever the deadline."""
+
+_WAKE_SECS = 0.2
+"""How often a thread that waits for an answer looks whether it was interrupted."""
 
 
 class GaveUpError(Exception):
