@@ -231,7 +231,7 @@ def test_a_save_records_which_distribution_its_serializer_is_from(
     [
         (
             Distribution("vibe-store-npz", "1.2"),
-            "serializer 'npz' of vibe-store-npz 1.2, which does not provide it here. "
+            "serializer 'npz' of vibe-store-npz 1.2, which is not installed or does not provide it. "
             "Run `pip install vibe-store-npz`",
         ),
         (None, "cannot be loaded. There is no serializer 'npz'"),

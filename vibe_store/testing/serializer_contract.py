@@ -352,7 +352,7 @@ class SerializerContract:
         tree = [jax.nn.relu, jax.jit(jnp.sin), np.add, int, abs]
         assert through(tree) == tree
 
-    @promised_by("Leaf")
+    @promised_by("Serializer.load")
     def test_a_callable_of_another_name_is_warned_about_by_path(self, through: Through) -> None:
         """Where a callable of another name was saved, a VibeStoreWarning says so, with the path."""
         tree = Model(jnp.ones(2), jax.nn.relu, 0.5, "label")
