@@ -285,8 +285,8 @@ def test_once_it_is_uninstalled_a_checkpoint_says_what_wrote_it_and_what_to_inst
     assert done.returncode == 1
     assert (
         f"The item 'state' of {run}/checkpoints/step_96 cannot be loaded: it was written by the serializer "
-        "'safetensors' of vibe-store-safetensors 0.1.0, which is not installed or does not provide it. Run `pip install "
-        "vibe-store-safetensors`"
+        "'safetensors' of vibe-store-safetensors 0.1.0, which is not installed or does not provide it. "
+        "Run `pip install vibe-store-safetensors`"
     ) in done.stderr
 
 

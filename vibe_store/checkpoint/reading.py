@@ -155,8 +155,8 @@ def _serializer_of(item: ItemRecord, what: str) -> Serializer:
             raise UnknownProviderError(f"The {what} cannot be loaded. {error}") from error
         raise UnknownProviderError(
             f"The {what} cannot be loaded: it was written by the serializer {item.serializer!r} of "
-            f"{origin}, which is not installed or does not provide it. Run `pip install {origin.name}`, if you "
-            f"trust who wrote the checkpoint to name it. {error}"
+            f"{origin}, which is not installed or does not provide it. Run `pip install {origin.name}`, "
+            f"if you trust who wrote the checkpoint to name it. {error}"
         ) from error
 
 
