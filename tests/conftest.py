@@ -37,16 +37,27 @@ def pytest_report_header() -> list[str]:
     return [f"left out without {package}: {', '.join(_NEEDING[package])}" for package in _MISSING]
 
 
+# Of the runners, test_train_dqn.py and what is quick are kept on each.
+_ALIKE_ON_EACH_PYTHON = {
+    "test_eval.py",
+    "test_evaluate.py",
+    "test_policy.py",
+    "test_seeds.py",
+    "test_without_replay_buffer.py",
+    "test_wrappers.py",
+}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks a real server, and what algorithms compute, which no Python changes."""
+    """Mark what asks a real server, and what JAX computes alike on each Python."""
     for item in items:
         params = getattr(item, "callspec", None)
         words = {word for word in (params.params.values() if params else ()) if isinstance(word, str)}
         asks = {"s3", "gcs"} & {*words, *getattr(item, "fixturenames", ())}
         for server in asks:
             item.add_marker(server)
-        if asks or item.path.parent.name == "algorithms":
+        if asks or item.path.parent.name == "algorithms" or item.path.name in _ALIKE_ON_EACH_PYTHON:
             item.add_marker(pytest.mark.proof)
         if "orbax" in words and importlib.util.find_spec("orbax") is None:
             item.add_marker(pytest.mark.skip(reason='needs pip install "vibe-store[orbax]"'))

@@ -83,7 +83,7 @@ def test_a_run_and_its_resume_compile_each_program_once(
     first = compilations(caplog, lambda: run(256))
     resumed = compilations(caplog, lambda: run(512))
     lengths = {later - earlier for earlier, later in itertools.pairwise(stops)}
-    assert len(lengths) > 2
+    assert len(lengths) > 1
     for counted in (first, resumed):
         assert counted
         assert {program: n for program, n in counted.items() if n > 1} == {}

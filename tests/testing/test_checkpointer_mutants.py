@@ -21,7 +21,7 @@ from vibe_store.interfaces import CheckpointInfo
 from vibe_store.storage.memory import MemoryStorage
 from vibe_store.testing import CheckpointerContract, CheckpointerDirectory, Fault, FaultyStorage
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("checkpointer_mutants")]
 
 
 class InMemory(CheckpointerContract):

@@ -9,7 +9,7 @@ from vibe_store.interfaces import RetentionPolicy
 from vibe_store.retention import latest
 from vibe_store.testing import RetentionContract
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("retention_mutants")]
 
 
 class Latest(RetentionContract):

@@ -18,7 +18,7 @@ from vibe_store.serializers.eqx import EqxSerializer
 from vibe_store.serializers.template import template_of
 from vibe_store.testing import SerializerContract
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("serializer_mutants")]
 
 
 class Eqx(SerializerContract):

@@ -20,7 +20,7 @@ from vibe_store.storage.local import LocalStorage
 from vibe_store.storage.memory import MemoryStorage
 from vibe_store.testing import StorageContract, StorageRoot
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("storage_mutants")]
 
 
 class InMemory(StorageContract):

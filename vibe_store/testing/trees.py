@@ -1,5 +1,6 @@
 """Trees of every kind of leaf and node, and a comparison of two that sees every bit."""
 
+import reprlib
 import struct
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -269,4 +270,13 @@ def assert_same(left: PyTree, right: PyTree) -> None:
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True
     ):
-        assert _bits(one) == _bits(other), jax.tree_util.keystr(path)
+        # Not by a plain assert: where CI is set, pytest takes minutes to show all that differs of long data.
+        if _bits(one) != _bits(other):
+            place = jax.tree_util.keystr(path) or "<root>"
+            raise AssertionError(f"{place}: {_shown(one)} is not {_shown(other)}")
+
+
+def _shown(leaf: Any) -> str:
+    """A leaf for a message: what it is, and the beginning of its data."""
+    *what, data = _bits(leaf)
+    return f"{' '.join(map(str, what))} {reprlib.repr(data)}"
