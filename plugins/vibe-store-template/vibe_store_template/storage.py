@@ -57,7 +57,8 @@ class SqliteStorage(StorageBackend):
         elif not self._file.exists():
             return ()
         try:
-            with closing(sqlite3.connect(self._file, self._timeout, isolation_level=None)) as database:
+            opened = sqlite3.connect(self._file, timeout=self._timeout, isolation_level=None)
+            with closing(opened) as database:
                 database.execute("PRAGMA synchronous = EXTRA")  # what was written outlives a power failure
                 database.execute(_TABLE)
                 return database.execute(sql, values).fetchall()
