@@ -194,7 +194,7 @@ def test_a_run_stopped_by_sigterm_and_ctrl_c_saves_at_once_and_ends_in_the_same_
     stopped_at = 0
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         stopped = begin(home)
-        stopped.hear_until(lambda life: life.reached > stopped_at)  # noqa: B023 - called in this round only
+        stopped.hear_until(lambda life, past=stopped_at: life.reached > past)
         stopped.kill(number)
         assert stopped.end() == status, stopped.lines
         assert stopped.resumed_from == stopped_at

@@ -241,7 +241,7 @@ def _takes_all_of(old: str, new: str) -> bool:
 def _arguments(signature: str) -> dict[str, str]:
     """The arguments of a signature: by name, how each may be passed, its type and its default."""
     text = signature[signature.index("(") : signature.rindex(" -> ")]
-    arguments = ast.parse(f"def f{text}: ...").body[0].args  # type: ignore[attr-defined]
+    arguments = ast.parse(f"def f{text}: ...").body[0].args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     found = {}

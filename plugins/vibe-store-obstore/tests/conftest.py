@@ -31,7 +31,7 @@ _PROJECT = Path(__file__).parents[1]
 _SHARED = Path(__file__).parents[3] / "tests"
 _AZURITE = "azurite@3.37.0"
 _PATIENCE_SECS = 60.0
-_S3_SECRET = "a-secret-of-s3"  # noqa: S105 - of a server of this machine
+_S3_SECRET = uuid.uuid4().hex
 
 # The account of every emulator of Azure, which Microsoft publishes.
 _ACCOUNT = "devstoreaccount1"

@@ -10,6 +10,7 @@ import itertools
 import re
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-TOKEN = "a-token-of-the-tests"  # noqa: S105 - of a server of this machine
+TOKEN = uuid.uuid4().hex
 _MOST_KEYS = 1000
 _SMALLEST_PART = 5 << 20
 _HEADERS = {
