@@ -31,6 +31,21 @@ def test_a_snapshot_shares_no_memory_with_the_tree() -> None:
         assert data.flags.c_contiguous
 
 
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_snapshot_of_large_arrays_is_whole_when_it_is_returned(reused: bool) -> None:
+    arrays = [np.full(megabytes << 17, megabytes, np.float64) for megabytes in (64, 8, 8)]
+    earlier = EqxSerializer().snapshot(arrays) if reused else None
+    wanted = [array + 1 for array in arrays]
+    for array in arrays:
+        array += 1
+    snapshot = EqxSerializer().snapshot(arrays, reuse=earlier)
+    for array in arrays:
+        array[-1] = -1
+    assert all(map(np.array_equal, snapshot, wanted))
+    if earlier is not None:
+        assert all(map(np.shares_memory, snapshot, earlier))
+
+
 def test_a_snapshot_leaves_the_buffers_of_the_tree_free_to_be_donated() -> None:
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     array = step(jnp.zeros(1 << 18))

@@ -78,13 +78,13 @@ def _text(name: object) -> str:
 
 def _is_json(value: Any) -> bool:
     """Whether JSON can hold a value as it is; every save asks, so it builds no text on the way."""
-    if value is None or isinstance(value, bool | str | int):
+    if value is None or isinstance(value, (str, int)):
         return True
     if isinstance(value, float):
         return math.isfinite(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return all(map(_is_json, value))
-    return isinstance(value, Mapping) and all(
+    return isinstance(value, (dict, Mapping)) and all(
         isinstance(key, str) and _is_json(inner) for key, inner in value.items()
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Leaf, PyTree
+from vibe_store.serializers.copier import Copier
 from vibe_store.serializers.rows import STORED_KINDS
 from vibe_store.serializers.tree import Flat, HostCopy, NDArray, flatten, key_type, show_path
 
@@ -33,21 +34,20 @@ def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
     """
     flat = flatten(tree, to_save=True)
-    spare = jax.tree.leaves(reuse)
+    spare = [leaf.data if isinstance(leaf, HostCopy) else leaf for leaf in jax.tree.leaves(reuse)]
     if len(spare) != len(flat.leaves):
         spare = [None] * len(flat.leaves)
-    started: list[_Transfer | None] = [
-        _start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves
-    ]
     values: list[Any] = []
-    for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
-        if begun is not None:
-            host, shared = _finish(*begun)
-            values.append(HostCopy(_copied(host, spare[index]) if shared else host, row.impl))
-            started[index] = None
-            del host, begun
-        else:
-            values.append(_copied(leaf, spare[index]) if isinstance(leaf, np.ndarray) else leaf)
+    with Copier() as copier:
+        started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
+        for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
+            if begun is not None:
+                host, shared = _finish(*begun)
+                values.append(HostCopy(copier.copy(host, spare[index]) if shared else host, row.impl))
+                started[index] = None
+                del host, begun
+            else:
+                values.append(copier.copy(leaf, spare[index]) if isinstance(leaf, np.ndarray) else leaf)
     return flat.treedef.unflatten(values)
 
 
@@ -134,21 +134,6 @@ def _finish(data: jax.Array, on_cpu: bool) -> tuple[NDArray, bool]:
 def _on_cpu(sharding: Any) -> bool:
     """Whether arrays placed like this live in the host's memory."""
     return sharding.memory_kind != "device" or any(d.platform == "cpu" for d in sharding.device_set)
-
-
-def _copied(array: NDArray, spare: Any) -> NDArray:
-    """Return a copy in C order: in the memory of a leaf of an earlier snapshot, where it fits."""
-    buffer = spare.data if isinstance(spare, HostCopy) else spare
-    if (
-        isinstance(buffer, np.ndarray)
-        and buffer.shape == array.shape
-        and buffer.dtype == array.dtype
-        and buffer.flags.c_contiguous
-        and buffer.flags.writeable
-    ):
-        np.copyto(buffer, array)
-        return buffer
-    return np.array(array, order="C", subok=False)
 
 
 def _is_jax(leaf: Any, row: Leaf) -> bool:

@@ -313,10 +313,18 @@ def _check_array(leaf: jax.Array, *, to_save: bool) -> None:
 
 
 def _is_addressable(leaf: jax.Array) -> bool:
+    if _is_alone():
+        return True
     if isinstance(leaf.dtype, np.dtype):
         return _addressable(leaf.sharding)
     # JAX takes long to find out the sharding of keys, and no time for their devices.
     return all(device.process_index == device.client.process_index() for device in leaf.devices())
+
+
+@functools.cache
+def _is_alone() -> bool:
+    """Whether this process has all devices; it cannot change once there are arrays."""
+    return bool(jax.process_count() == 1)
 
 
 @functools.lru_cache(maxsize=64)
