@@ -280,14 +280,18 @@ def test_once_it_is_uninstalled_a_checkpoint_says_what_wrote_it_and_what_to_inst
     assert [row["name"] for row in rows_of(vibe_store)] == ["gfs"]
     assert vibe_store("verify", run).returncode == 0  # to know that it is whole takes no plugin
     flags = ("--base-dir", run.parent, "--run-id", run.name, "--runner.total-timesteps", "128")
-    serializer = ("--runner.serializer", "eqx")
-    done = vibe_store("train", "cartpole_dqn", *flags, *serializer, "--runner.resume", "true")
-    assert done.returncode == 1
-    assert (
-        f"The item 'state' of {run}/checkpoints/step_96 cannot be loaded: it was written by the serializer "
-        "'safetensors' of vibe-store-safetensors 0.1.0, which is not installed or does not provide it. "
-        "Run `pip install vibe-store-safetensors`"
-    ) in done.stderr
+    resume = ("train", "cartpole_dqn", *flags, "--runner.resume", "true")
+    for what, serializer in (
+        (f"checkpoint of step 96 in {run}/checkpoints", ()),
+        (f"item 'state' of {run}/checkpoints/step_96", ("--runner.serializer", "eqx")),
+    ):
+        done = vibe_store(*resume, *serializer)
+        assert done.returncode == 1
+        assert (
+            f"The {what} cannot be loaded: it was written by the serializer 'safetensors' of "
+            "vibe-store-safetensors 0.1.0, which is not installed or does not provide it. "
+            "Run `pip install vibe-store-safetensors`"
+        ) in done.stderr
 
 
 # Plugins that are at odds with something.

@@ -53,6 +53,15 @@ class Refuses(LocalStorage):
         raise MissingDependencyError(f"a sentence of its own about {url}")
 
 
+class Particular(LocalStorage):
+    """A storage whose constructor raises what its authors, or a mistake of theirs, raise."""
+
+    def __init__(self, url: str, *, region: str = "") -> None:
+        if region:
+            raise ValueError(f"no region is called {region!r}")
+        raise KeyError(url)
+
+
 class Writes(Serializer):
     """A serializer that only remembers how it was made."""
 
@@ -91,7 +100,10 @@ RegistryOf = Callable[..., Registry]
 def registry_of(monkeypatch: pytest.MonkeyPatch) -> RegistryOf:
     """Make a registry with one plugin, whose targets are the objects above (``"targets:Storage"``)."""
     module = ModuleType("targets")
-    for target in (Storage, FsspecStorage, NeedsAtUse, Refuses, Unfinished, Writes, keeps, lazily, odd):
+    for target in (
+        *(Storage, FsspecStorage, NeedsAtUse, Refuses, Particular, Unfinished, Writes),
+        *(keeps, lazily, odd),
+    ):
         setattr(module, target.__name__, target)
     module.not_callable = 3
     module.makes_nothing = lambda: None
@@ -158,7 +170,8 @@ def test_a_scheme_that_nobody_knows_is_answered_with_those_that_exist(registry_o
     assert "URLs that begin with 'clod://'" in message
     assert "Did you mean 'cloud'" in message
     assert "Those that exist are cloud and file." in message
-    assert re.search(r"Through fsspec there are .*\bs3\b", message)
+    assert re.search(r"\d+ more come with fsspec: see fsspec\.available_protocols\(\)", message)
+    assert "dropbox" not in message, "a list of fifty names helps nobody"
     assert "Install the plugin package that provides it; `vibe-store plugins` lists" in message
     assert "secret" not in message
 
@@ -355,6 +368,20 @@ for scheme in ("s3", "gs", "gcs"):
 def test_an_error_of_ours_that_a_target_raises_stays_as_it_is(registry_of: RegistryOf) -> None:
     with pytest.raises(MissingDependencyError, match=r"^a sentence of its own about cloud://bucket$"):
         registry_of(storage(target="targets:Refuses")).open_storage("cloud://bucket")
+
+
+def test_a_value_that_a_target_refuses_is_told_in_its_words(registry_of: RegistryOf) -> None:
+    registry = registry_of(storage(target="targets:Particular"))
+    with pytest.raises(InvalidValueError) as caught:
+        registry.open_storage("cloud://bucket", region="moon")
+    assert "refuses what it was given: no region is called 'moon'" in str(caught.value)
+    assert "vibe-store-cloud" in str(caught.value)
+
+
+def test_an_error_in_the_making_is_blamed_on_the_distribution(registry_of: RegistryOf) -> None:
+    registry = registry_of(storage(target="targets:Particular"))
+    with pytest.raises(PluginError, match=r"making it raised KeyError: .*\. Report this to the"):
+        registry.open_storage("cloud://bucket")
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,14 @@ def test_a_part_of_a_composition_that_names_an_unknown_step_is_an_error_even_if_
         keep_any(names_seven, latest(5))([_info(1), _info(2)])
 
 
+def test_a_policy_that_raises_is_named() -> None:
+    def by_loss(checkpoints: Sequence[CheckpointInfo], /) -> frozenset[int]:
+        return frozenset({(checkpoints[0].metrics or {})["loss"]})
+
+    with pytest.raises(InvalidValueError, match=r"by_loss .* raised KeyError: 'loss'\. Nothing was"):
+        keep_any(by_loss, latest(5))([_info(1), _info(2)])
+
+
 def test_a_policy_that_returns_no_steps_is_an_error() -> None:
     with pytest.raises(InvalidValueError, match="returned None; it has to return the steps to delete"):
         steps_to_delete([_info(1)], lambda _: None, protected=())  # type: ignore[arg-type] # what is refused

@@ -34,6 +34,7 @@ from vibe_store.errors import (
     MissingDependencyError,
     PluginError,
     UnknownProviderError,
+    VibeStoreError,
     VibeStoreWarning,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
@@ -218,7 +219,7 @@ class Registry:
             parts.append(f"Did you mean {listed([repr(match) for match in close], 'or')}?")
         parts.append(f"Those that exist are {listed(names)}." if names else "None exists.")
         if others:
-            parts.append(f"Through fsspec there are {listed(others)}.")
+            parts.append(f"{len(others)} more come with fsspec: see fsspec.available_protocols().")
         parts.append(
             "Install the plugin package that provides it; `vibe-store plugins` lists what is installed."
         )
@@ -388,6 +389,12 @@ def _call(
         if isinstance(error, MissingDependencyError) and not row.provider.install:
             raise
         raise _missing_dependency(row, error) from error
+    except (VibeStoreError, OSError):
+        raise
+    except ValueError as error:
+        raise InvalidValueError(f"The {row} refuses what it was given: {error}") from error
+    except Exception as error:
+        raise _at_fault(row, f"making it raised {type(error).__name__}: {error}") from error
 
 
 def _joined(

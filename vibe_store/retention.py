@@ -158,7 +158,7 @@ def steps_to_delete(
     is none of ``checkpoints`` is an error of the policy.
 
     Raises:
-        InvalidValueError: the policy named such a step, or returned no steps at all.
+        InvalidValueError: the policy named such a step, returned no steps at all, or raised something.
     """
     shown = tuple(sorted(checkpoints, key=lambda info: info.step or 0))
     pinned = {info.step for info in shown if info.pinned}
@@ -181,7 +181,12 @@ class _Keep:
 
 def _given_up(policy: RetentionPolicy, shown: Sequence[CheckpointInfo]) -> frozenset[int]:
     """Ask a policy, and check its answer."""
-    answer: object = policy(shown)
+    try:
+        answer: object = policy(shown)
+    except Exception as error:
+        raise InvalidValueError(
+            f"The retention policy {policy!r} raised {type(error).__name__}: {error}. Nothing was deleted."
+        ) from error
     if not isinstance(answer, Iterable):
         raise InvalidValueError(
             f"The retention policy {policy!r} returned {answer!r}; it has to return the steps to delete, "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vibe_store.algorithms.networks import MLP
@@ -26,6 +26,10 @@ def a_state(*, continuous: bool = False) -> PPOState:
     last = fresh.params.actor.layers[-1]
     params = eqx.tree_at(lambda p: p.actor.layers[-1].weight, fresh.params, 100 * last.weight)
     return fresh._replace(params=params)
+
+
+advantages = jax.jit(PPO.advantages, static_argnames="config")
+update = jax.jit(PPO.update, static_argnames="config")
 
 
 def a_rollout(seed: int, state: PPOState, *, ends: Any = None, terminated: Any = None) -> Rollout:
@@ -72,17 +76,21 @@ def expected_advantages(state: PPOState, rollout: Rollout) -> tuple[np.ndarray, 
     return value, advantage
 
 
+NOWHERE, EVERYWHERE = [[False] * N] * T, [[True] * N] * T
+IN_THE_LAST_STEP = [*NOWHERE[1:], EVERYWHERE[0]]
 flags = st.lists(st.lists(st.booleans(), min_size=N, max_size=N), min_size=T, max_size=T)
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=0, ends=EVERYWHERE, terminated=EVERYWHERE)
+@example(seed=0, ends=IN_THE_LAST_STEP, terminated=NOWHERE)
 @given(seed=st.integers(0, 2**16), ends=flags, terminated=flags)
 def test_advantages_stop_at_each_end_and_bootstrap_at_a_time_limit(
     seed: int, ends: Any, terminated: Any
 ) -> None:
     state = a_state()
     rollout = a_rollout(seed, state, ends=ends, terminated=terminated)
-    value, advantage = PPO.advantages(state, rollout, config=CONFIG)
+    value, advantage = advantages(state, rollout, config=CONFIG)
     expected_value, expected = expected_advantages(state, rollout)
     np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-4)
@@ -107,7 +115,7 @@ def test_the_losses_are_those_of_the_paper(seed: int, continuous: bool, scaled: 
     state = a_state(continuous=continuous)
     rollout = a_rollout(seed, state)
     config = replace(CONFIG, normalize_advantages=scaled)
-    _, metrics = PPO.update(state, rollout, config=config)
+    _, metrics = update(state, rollout, config=config)
 
     value, advantage = expected_advantages(state, rollout)
     target = value + advantage
@@ -127,8 +135,8 @@ def test_a_clipped_value_counts_by_the_larger_error() -> None:
     rollout = a_rollout(1, state)
     # In the second epoch the values have moved away from those of the rollout.
     config = replace(CONFIG, n_epochs=20, learning_rate=0.05, clip_range=0.01)
-    _, free = PPO.update(state, rollout, config=config)
-    _, clipped = PPO.update(state, rollout, config=replace(config, clip_values=True))
+    _, free = update(state, rollout, config=config)
+    _, clipped = update(state, rollout, config=replace(config, clip_values=True))
     assert float(clipped["value_loss"]) > float(free["value_loss"])
 
 
@@ -137,8 +145,8 @@ def test_each_step_of_a_rollout_is_learnt_from_once_in_an_epoch() -> None:
     state = a_state()
     rollout = a_rollout(2, state)
     still = replace(CONFIG, learning_rate=1e-12, normalize_advantages=False)
-    _, whole = PPO.update(state, rollout, config=still)
-    _, parts = PPO.update(state, rollout, config=replace(still, n_epochs=2, n_minibatches=5))
+    _, whole = update(state, rollout, config=still)
+    _, parts = update(state, rollout, config=replace(still, n_epochs=2, n_minibatches=5))
     for name, value in whole.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-4, atol=1e-6)
 

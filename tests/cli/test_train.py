@@ -21,6 +21,7 @@ from vibe_store import RunDir, open_storage
 from vibe_store.checkpoint import list_checkpoints
 from vibe_store.metrics import read_metrics
 from vibe_store.run_dir import find_runs
+from vibe_store.storage.memory import MemoryStorage
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -104,6 +105,7 @@ def test_a_run_is_trained_resumed_and_extended(train: Run, tmp_path: Path) -> No
     ran = train("--runner.resume", "true", "--runner.total-timesteps", "96")
     assert ran.status == 0
     assert "Going on from step 32.\n" in ran.out
+    assert "saved at 32" not in ran.out, "this run has saved nothing yet"
     assert "Changed since this run was started: runner.total_timesteps is 96 (was 64).\n" in ran.out
     assert "Done: 64 steps in " in ran.out
     assert saved_steps(run / "checkpoints") == [32, 64, 96]
@@ -215,15 +217,61 @@ def test_a_run_saves_and_is_resumed_by_the_serializer_and_the_policy_that_are_na
     [
         (("--runner.serializer", "npz"), "There is no serializer 'npz'"),
         (("--runner.retention", "latest:keep=1"), "'latest' takes max_to_keep; 'keep' is none of them"),
+        (
+            ("--tensorboard", "true", "--base-dir", "memory://x"),
+            "to local folders only, and UrlPath('memory://x",
+        ),
+        (("--storage-options", '{"key": 1}'), "neither --base-dir nor --runner.checkpoint-dir is one"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_told_before_anything_is_trained(
+def test_what_cannot_be_used_is_told_before_anything_is_there(
     train: Run, tmp_path: Path, flags: tuple[str, ...], said: str
 ) -> None:
     ran = train(*TINY, *flags)
     assert (ran.status, ran.out) == (1, "")
     assert said in ran.err
-    assert not list(tmp_path.glob("runs/*/config.json"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_without_its_package_is_told_before_anything_is_there(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    ran = train(*TINY, "--tensorboard", "true")
+    assert (ran.status, ran.out) == (1, "")
+    assert 'pip install "vibe-store[tensorboard]"' in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_storage_options_open_the_places_that_are_urls_and_are_stored_nowhere(
+    train: Run, vibe_store: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+
+    class Guarded(MemoryStorage):
+        def __init__(self, url: str, *, token: str) -> None:
+            opened.append({"token": token})
+            super().__init__(url.replace("guarded", "memory"))
+
+    monkeypatch.setattr("vibe_store.storage.memory.MemoryStorage", Guarded)
+    place = f"memory://{uuid.uuid4().hex}"
+    options = ("--storage-options", '{"token": "geheim"}')
+    ran = train(*TINY, "--runner.checkpoint-dir", place, "--run-id", "mine", *options)
+    assert (ran.status, ran.err) == (0, "")
+    assert {"token": "geheim"} in opened
+    again = next(line for line in ran.out.splitlines() if line.startswith("Train further: "))
+    assert "--storage-options ... " in again
+    ran = train("--runner.resume", "true", "--runner.total-timesteps", "96", *options)
+    assert "Going on from step 64.\n" in ran.out
+    assert "geheim" not in ran.out + ran.err
+    assert "geheim" not in "".join(file.read_text() for file in tmp_path.glob("runs/mine/**/*.json*"))
+    ran = train("--runner.resume", "true")
+    assert ran.status == 1
+    assert "token" in ran.err
+
+    listed = vibe_store("ls", tmp_path / "runs" / "mine")
+    assert listed.status == 1
+    assert f"keeps its checkpoints in {place}: give that place." in listed.err
 
 
 def test_a_resumed_run_names_each_changed_setting_once(train: Run, tmp_path: Path) -> None:

@@ -16,10 +16,14 @@ from jax import Array
 from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.running_stats import RunningStats, normalized
 from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
+from vibe_store.algorithms.shuffle import shuffled
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
 
 __all__ = ["PPO", "ActorCritic", "PPOConfig", "PPOState", "Rollout"]
+
+_AT_ONCE = 16
+"""Steps of a rollout whose advantages are compiled into one piece."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,7 @@ class PPO:
         key, shuffle_key = jax.random.split(state.key)
 
         def epoch(carry: PyTree, epoch_key: Array) -> tuple[PyTree, PyTree]:
-            order = jax.random.permutation(epoch_key, n_steps).reshape(config.n_minibatches, -1)
+            order = shuffled(epoch_key, n_steps).reshape(config.n_minibatches, -1)
             return jax.lax.scan(minibatch, carry, order)
 
         def minibatch(carry: PyTree, index: Array) -> tuple[PyTree, PyTree]:
@@ -338,9 +342,17 @@ class PPO:
         ended (equation 16 of the second paper). A time limit is no natural end: what would have followed
         counts by its value.
         """
-        value, next_value = (
-            state.params.critic(normalized(obs, state.obs_stats))[..., 0]
-            for obs in (rollout.obs, rollout.next_obs)
+
+        def value_of(obs: Array) -> Array:
+            values: Array = state.params.critic(normalized(obs, state.obs_stats))[..., 0]
+            return values
+
+        value = value_of(rollout.obs)
+        # What follows a step is where the next one begins, except where a time limit came in between.
+        next_value = jax.lax.cond(
+            jnp.any(rollout.done[:-1] & ~rollout.terminated[:-1]),
+            lambda: value_of(rollout.next_obs),
+            lambda: jnp.concatenate([value[1:], value_of(rollout.next_obs[-1:])]),
         )
         goes_on = jnp.logical_not(rollout.terminated)
         delta = rollout.reward + config.gamma * goes_on * next_value - value
@@ -350,7 +362,10 @@ class PPO:
             advantage = step[0] + step[1] * following
             return advantage, advantage
 
-        _, advantage = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, carried), reverse=True)
+        # A step this small takes longer to begin than to compute.
+        _, advantage = jax.lax.scan(
+            back, jnp.zeros_like(delta[0]), (delta, carried), reverse=True, unroll=_AT_ONCE
+        )
         return value, advantage
 
 

@@ -18,12 +18,13 @@ from vibe_store.checkpoint.layout import (
     step_blobs,
     step_folders,
 )
+from vibe_store.checkpoint.lookup import read_manifest
 from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.manifest import Manifest
 from vibe_store.checkpoint.opening import Directory, open_directory
-from vibe_store.checkpoint.reading import of_one_manifest
+from vibe_store.checkpoint.reading import of_one_manifest, serializer_missing
 from vibe_store.checkpoint.source import check_file
-from vibe_store.checkpoint.step_index import mark_key
+from vibe_store.checkpoint.step_index import latest_step, mark_key
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import (
     CheckpointNotFoundError,
@@ -31,8 +32,11 @@ from vibe_store.errors import (
     CorruptCheckpointError,
     DamagedCheckpointWarning,
     InvalidValueError,
+    UnknownProviderError,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend, Verify
+from vibe_store.options import split_options
+from vibe_store.registry import get_serializer
 from vibe_store.retention import BestFn
 
 __all__ = ["delete_step_folders", "initialize_checkpoint_dir"]
@@ -77,6 +81,8 @@ def initialize_checkpoint_dir(
     Raises:
         CheckpointsExistError: there are checkpoints, and neither ``resume`` nor ``overwrite`` was given.
         InvalidValueError: both were given, or another argument cannot be used.
+        UnknownProviderError: no serializer or retention policy has that name. Where the newest checkpoint was
+            written by that serializer, the message says what to install.
         WriterLockedError: another process is writing there, and something has to be changed.
     """
     if resume and overwrite:
@@ -84,6 +90,8 @@ def initialize_checkpoint_dir(
             "resume=True goes on with the checkpoints of a directory, overwrite=True deletes them; give one."
         )
     storage = open_directory(directory, storage_options)
+    if resume and isinstance(serializer, str):
+        serializer = _serializer_to_go_on_with(serializer, storage)
     manager = CheckpointManager(
         storage,
         max_to_keep=max_to_keep,
@@ -111,6 +119,21 @@ def initialize_checkpoint_dir(
         _set_damaged_aside(storage, verify)
         return manager, manager.latest_step() is not None
     return manager, False
+
+
+def _serializer_to_go_on_with(name: str, storage: StorageBackend) -> Serializer:
+    """Return the serializer of this name, or say which distribution had it when the run was saved."""
+    try:
+        return get_serializer(name)
+    except UnknownProviderError as error:
+        step = latest_step(storage)
+        if step is None:
+            raise
+        what = f"checkpoint of step {step} in {storage.url}"
+        for item in read_manifest(storage, step).items.values():
+            if item.serializer == split_options(name)[0]:
+                raise serializer_missing(item, what, error) from error
+        raise
 
 
 def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:

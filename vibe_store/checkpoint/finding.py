@@ -3,6 +3,7 @@
 Imports no JAX, so that the command line answers at once.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,12 @@ def find_checkpoint(
 
 
 def located(directory: str, step: int | None, options: Mapping[str, Any] | None) -> tuple[str, int | None]:
-    """Return the directory of checkpoints that is meant, and the step where the directory itself says it."""
+    """Return the directory of checkpoints that is meant, and the step where the directory itself says it.
+
+    Raises:
+        CheckpointNotFoundError: there is no such directory; or it is that of a run whose checkpoints are
+            elsewhere, which the message says. Nobody is led there unasked, as to delete something, say.
+    """
     is_url = "://" in directory
     path = open_storage(directory, **(options or {})).local_path("") if is_url else Path(directory)
     if path is not None and not path.exists():
@@ -78,6 +84,7 @@ def located(directory: str, step: int | None, options: Mapping[str, Any] | None)
         return _located_by_url(UrlPath(directory, options), step)
     if (path / "checkpoints").is_dir():
         return str(path / "checkpoints"), step
+    _refuse_run_elsewhere(open_directory(path, None))
     if path.is_symlink() and not is_url:
         directory = str(path.resolve())
     folder = split_step_folder(directory)
@@ -93,7 +100,22 @@ def _located_by_url(url: UrlPath, step: int | None) -> tuple[str, int | None]:
     below = url / "checkpoints"
     if url.name != below.name and any(True for _ in open_storage(below.url, **below.storage_options).list()):
         return str(below), step
+    _refuse_run_elsewhere(open_directory(url, None))
     return str(url), step
+
+
+def _refuse_run_elsewhere(run: StorageBackend) -> None:
+    """Raise where this is a run whose ``config.json`` says that its checkpoints are elsewhere."""
+    try:
+        config = json.loads(run.read("config.json"))
+    except (FileNotFoundError, ValueError):  # no run, or a file of somebody else's
+        return
+    runner = config.get("runner") if isinstance(config, Mapping) else None
+    place = runner.get("checkpoint_dir") if isinstance(runner, Mapping) else None
+    if isinstance(place, str):
+        raise CheckpointNotFoundError(
+            f"The run {run.url} keeps its checkpoints in {without_credentials(place)}: give that place."
+        )
 
 
 def _opened(

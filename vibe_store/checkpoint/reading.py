@@ -18,7 +18,7 @@ from vibe_store.errors import (
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
 from vibe_store.registry import get_serializer
 
-__all__ = ["check_verify", "load_items", "load_metadata_of", "of_one_manifest"]
+__all__ = ["check_verify", "load_items", "load_metadata_of", "of_one_manifest", "serializer_missing"]
 
 _T = TypeVar("_T")
 
@@ -150,14 +150,19 @@ def _serializer_of(item: ItemRecord, what: str) -> Serializer:
     try:
         return get_serializer(item.serializer)
     except UnknownProviderError as error:
-        origin = item.distribution
-        if origin is None:
-            raise UnknownProviderError(f"The {what} cannot be loaded. {error}") from error
-        raise UnknownProviderError(
-            f"The {what} cannot be loaded: it was written by the serializer {item.serializer!r} of "
-            f"{origin}, which is not installed or does not provide it. Run `pip install {origin.name}`, "
-            f"if you trust who wrote the checkpoint to name it. {error}"
-        ) from error
+        raise serializer_missing(item, what, error) from error
+
+
+def serializer_missing(item: ItemRecord, what: str, error: UnknownProviderError) -> UnknownProviderError:
+    """Return the error that says which distribution has the serializer that wrote an item."""
+    origin = item.distribution
+    if origin is None:
+        return UnknownProviderError(f"The {what} cannot be loaded. {error}")
+    return UnknownProviderError(
+        f"The {what} cannot be loaded: it was written by the serializer {item.serializer!r} of "
+        f"{origin}, which is not installed or does not provide it. Run `pip install {origin.name}`, "
+        f"if you trust who wrote the checkpoint to name it. {error}"
+    )
 
 
 def _load_without_template(serializer: Serializer, source: StoredSource, name: str) -> PyTree:

@@ -1,22 +1,27 @@
 """What ``vibe-store train`` was asked to do: the flags, on top of the preset or of the run that goes on."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from vibe_store.cli.options import parse_options
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
+from vibe_store.metrics.tensorboard import check_tensorboard
+from vibe_store.registry import get_retention, get_serializer
 from vibe_store.run_dir import Place, RunDir, find_runs
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.presets import Preset
 from vibe_store.storage.redaction import without_credentials
+from vibe_store.storage.url_path import UrlPath, place_of
 
 __all__ = ["TrainPlan", "plan_training"]
 
@@ -36,7 +41,7 @@ class TrainPlan:
         run: its folder.
         config: the hyperparameters of the preset's algorithm.
         runner: the settings; its ``checkpoint_dir`` is ``directory``.
-        directory: where the checkpoints are.
+        directory: where the checkpoints are: a path, or a URL with the options of its storage.
         tensorboard: whether to write the metrics for TensorBoard too.
         existing: whether the folder is that of a run that began earlier.
         stored: what the run's ``config.json`` is to hold.
@@ -47,7 +52,7 @@ class TrainPlan:
     run: RunDir
     config: Any
     runner: RunnerConfig
-    directory: str
+    directory: Place
     tensorboard: bool
     existing: bool
     stored: Mapping[str, Any]
@@ -60,6 +65,7 @@ class _Flags:
     runner: RunnerConfig
     run_id: str | None = None
     base_dir: str = "runs"
+    storage_options: str | None = None
     tensorboard: bool = False
 
 
@@ -82,17 +88,19 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
     """
     defaults = _Flags(preset.config, preset.runner)
     given = _parse(flags, defaults, preset, prog)
-    run = _existing_run(preset, given)
+    options = parse_options(given.storage_options, "--storage-options")
+    run = _existing_run(preset, given, options)
     stored = run.load_config() if run is not None and given.runner.resume else None
     if run is not None and stored is not None:
         defaults = _stored_flags(run, stored, defaults, preset.algorithm)
         given = _parse(flags, defaults, preset, prog)
     existing = run is not None
+    _check(given, options, existing=existing)
     if run is None:
-        run = _new_run(preset, given)
+        run = _new_run(preset, given, options)
     place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
     lasting = dataclasses.replace(given.runner, checkpoint_dir=place, resume=False, overwrite=False)
-    directory = place or str(run.checkpoints)
+    directory = run.checkpoints if place is None else _place(place, options)
     group = preset.algorithm
     changes = _changes(group, defaults.config, given.config) | _changes("runner", defaults.runner, lasting)
     return TrainPlan(
@@ -117,6 +125,10 @@ def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) ->
     algorithm = preset.algorithm
     run_id = "Name of the run's folder in base_dir: one to create, or to go on with by --runner.resume true."
     base_dir = "Folder that holds the folders of all runs, or its URL (s3://bucket/runs, say)."
+    storage_options = (
+        "What the storage of a URL in base_dir or checkpoint_dir takes, as a JSON object; it is not "
+        "remembered, and credentials are better left to the environment."
+    )
     tensorboard = "Write the metrics for TensorBoard too, to the run's logs/tensorboard."
     shown = dataclasses.make_dataclass(
         "Flags",
@@ -125,11 +137,12 @@ def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) ->
             ("runner", _explained(RunnerConfig, "The training run.")),
             ("run_id", _explained(str | None, run_id)),
             ("base_dir", _explained(str, base_dir)),
+            ("storage_options", Annotated[str | None, tyro.conf.arg(metavar="JSON", help=storage_options)]),
             ("tensorboard", _explained(bool, tensorboard)),
         ],
         frozen=True,
     )
-    with _BOOLEANS:
+    with _READ_BY_US:
         given: Any = tyro.cli(
             shown,
             args=flags,
@@ -145,10 +158,10 @@ def _explained(kind: Any, text: str) -> Any:
     return Annotated[kind, tyro.conf.arg(help=text)]
 
 
-_BOOLEANS = ConstructorRegistry()
+_READ_BY_US = ConstructorRegistry()
 
 
-@_BOOLEANS.primitive_rule
+@_READ_BY_US.primitive_rule
 def _boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
     """Let ``--runner.resume true`` be written in any case; by itself tyro takes only ``True``."""
     if info.type is not bool:
@@ -162,16 +175,51 @@ def _boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
     )
 
 
+@_READ_BY_US.primitive_rule
+def _checkpoint_dir(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str | None] | None:
+    """Let ``--runner.checkpoint-dir`` be text, of the types that it may have."""
+    if info.type != _CHECKPOINT_DIR:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}|STR",
+        instance_from_str=lambda words: None if words[0] == "None" else words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+_CHECKPOINT_DIR = get_type_hints(RunnerConfig)["checkpoint_dir"]
+
+
 def _read_boolean(word: str) -> bool:
     if word.lower() not in {"true", "false"}:
         raise ValueError(f"{word!r} is neither true nor false")
     return word.lower() == "true"
 
 
-def _existing_run(preset: Preset, flags: _Flags) -> RunDir | None:
+def _check(flags: _Flags, options: Mapping[str, Any] | None, *, existing: bool) -> None:
+    """Refuse what would only fail once a new run's folder is there.
+
+    Raises:
+        VibeStoreError: a provider or a package is missing, or an option is of no use.
+    """
+    if options is not None and not any(map(_is_url, (flags.base_dir, flags.runner.checkpoint_dir or "."))):
+        raise InvalidValueError(
+            "--storage-options is for a URL, and neither --base-dir nor --runner.checkpoint-dir is one."
+        )
+    if flags.tensorboard:
+        check_tensorboard(flags.base_dir)
+    if not existing:
+        get_serializer(flags.runner.serializer)
+        if flags.runner.retention is not None:
+            get_retention(flags.runner.retention)
+
+
+def _existing_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir | None:
     """Return the run that is to go on or to be overwritten; None where a new one is to begin."""
     if flags.run_id is not None:
-        run = RunDir(base_dir=flags.base_dir, run_id=flags.run_id)
+        run = _run_called(flags.run_id, flags, options)
         config = run.load_config()
         if config is None:
             return None
@@ -188,12 +236,13 @@ def _existing_run(preset: Preset, flags: _Flags) -> RunDir | None:
         return run
     if not flags.runner.resume:
         return None
-    return _newest_run(preset, flags.base_dir, flags.runner.checkpoint_dir)
+    return _newest_run(preset, flags, options)
 
 
-def _newest_run(preset: Preset, base_dir: str, checkpoint_dir: str | None) -> RunDir | None:
+def _newest_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir | None:
     """Return the run of this preset that began last; given ``checkpoint_dir``, of those that save there."""
-    runs = find_runs(base_dir)
+    checkpoint_dir = flags.runner.checkpoint_dir
+    runs = find_runs(_place(flags.base_dir, options))
     with ThreadPoolExecutor(_AT_ONCE) as threads:  # in a bucket each is a request
         configs = list(threads.map(_config_of, runs))
     newest, began = None, ""
@@ -217,10 +266,23 @@ def _config_of(run: RunDir) -> Mapping[str, Any] | InvalidValueError:
         return error
 
 
-def _new_run(preset: Preset, flags: _Flags) -> RunDir:
+def _new_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir:
     if flags.run_id is not None:
-        return RunDir(base_dir=flags.base_dir, run_id=flags.run_id)
-    return RunDir(preset.name, base_dir=flags.base_dir)
+        return _run_called(flags.run_id, flags, options)
+    return RunDir(preset.name, base_dir=_place(flags.base_dir, options))
+
+
+def _run_called(run_id: str, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir:
+    return RunDir(base_dir=_place(flags.base_dir, options), run_id=run_id)
+
+
+def _place(place: str, options: Mapping[str, Any] | None) -> Place:
+    """Return a path, or a URL with the options of its storage."""
+    return place_of(place, options if _is_url(place) else None)
+
+
+def _is_url(place: object) -> bool:
+    return isinstance(place_of(place, None), UrlPath)
 
 
 def _stored_flags(run: RunDir, stored: Mapping[str, Any], defaults: _Flags, algorithm: str) -> _Flags:
@@ -260,8 +322,9 @@ def _shown(place: Place) -> str:
     return without_credentials(str(place))
 
 
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+def _absolute(place: str | os.PathLike[str] | UrlPath) -> str:
+    text = str(place)
+    return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def _changes(group: str, before: Any, now: Any) -> dict[str, str]:

@@ -13,17 +13,19 @@ from typing import Any
 from rich.console import Console
 
 from vibe_store.checkpoint.layout import write_best
+from vibe_store.checkpoint.opening import open_directory
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.cli.arguments import TrainPlan, plan_training
 from vibe_store.cli.progress import ProgressDisplay
 from vibe_store.errors import VibeStoreWarning
 from vibe_store.metrics import MetricsLogger, TensorBoardLogger
-from vibe_store.registry import open_storage
+from vibe_store.run_dir import Place
 from vibe_store.runner.loop import MetricsWriter, Progress, TrainResult
 from vibe_store.runner.presets import get_preset, preset_names
 from vibe_store.runner.resume import opened
 from vibe_store.runner.signals import TrainingInterrupted
 from vibe_store.storage.redaction import without_credentials
+from vibe_store.storage.url_path import UrlPath
 
 __all__ = ["train"]
 
@@ -115,9 +117,9 @@ def _metrics(plan: TrainPlan, resume_step: int) -> Iterator[MetricsWriter]:
         yield _Writers(writers)
 
 
-def _mark_best(directory: str, step: int) -> None:
+def _mark_best(directory: Place, step: int) -> None:
     try:
-        write_best(open_storage(directory), step)
+        write_best(open_directory(directory, None), step)
     except OSError as error:
         warnings.warn(
             f"`best` could not be made to point to step {step}: {error} Training goes on.",
@@ -141,9 +143,9 @@ def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progres
 
 
 @contextmanager
-def _written_by_us_alone(directory: str) -> Iterator[None]:
+def _written_by_us_alone(directory: Place) -> Iterator[None]:
     """Hold the writer's lock from the start: a second process must stop before it touches the run's logs."""
-    lease = become_writer(open_storage(directory), "manager")
+    lease = become_writer(open_directory(directory, None), "manager")
     try:
         yield
     finally:
@@ -171,7 +173,7 @@ class _PrintingHandler(logging.Handler):
 
 
 def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> None:
-    run, directory = without_credentials(str(plan.run.path)), without_credentials(plan.directory)
+    run, directory = without_credentials(str(plan.run.path)), without_credentials(str(plan.directory))
     console.print(f"Run: {run} (checkpoints in {directory})")
     if resumed_from is not None:
         console.print(f"Going on from step {resumed_from:,}.")
@@ -203,7 +205,7 @@ def _say_result(console: Console, plan: TrainPlan, result: TrainResult) -> None:
         episodes = plan.runner.eval_episodes
         console.print(f"Final evaluation: mean return {result.eval_return:.1f} over {episodes} episodes.")
     further = f"{_resume_command(plan)} --runner.total-timesteps {2 * plan.runner.total_timesteps}"
-    directory = without_credentials(plan.directory)
+    directory = without_credentials(str(plan.directory))
     console.print(f"Checkpoints: {directory} (vibe-store ls {shlex.quote(directory)})")
     console.print(f"Load the last: load_checkpoint({directory!r}, like=..., step={result.step})")
     console.print(f"Train further: {further}")
@@ -212,6 +214,8 @@ def _say_result(console: Console, plan: TrainPlan, result: TrainResult) -> None:
 def _resume_command(plan: TrainPlan) -> str:
     words = ["vibe-store", "train", plan.preset.name, "--runner.resume", "true", "--run-id", plan.run.run_id]
     base = plan.run.path.parent
-    if base == Path("runs").absolute():
-        return shlex.join(words)
-    return shlex.join([*words, "--base-dir", without_credentials(str(base))])
+    if base != Path("runs").absolute():
+        words += ["--base-dir", without_credentials(str(base))]
+    if any(isinstance(place, UrlPath) and place.storage_options for place in (base, plan.directory)):
+        words += ["--storage-options", "..."]
+    return shlex.join(words)

@@ -9,7 +9,7 @@ from typing import Any
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.storage.url_path import UrlPath, place_of
 
-__all__ = ["TensorBoardLogger"]
+__all__ = ["TensorBoardLogger", "check_tensorboard"]
 
 
 class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
@@ -28,22 +28,9 @@ class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
     """
 
     def __init__(self, folder: str | os.PathLike[str] | UrlPath, *, resume_step: int | None = None) -> None:
-        place = place_of(folder, None)
-        if isinstance(place, UrlPath):
-            raise InvalidValueError(
-                f"TensorBoard's files are written to local folders only, and {place} is a URL. Choose a "
-                "folder."
-            )
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"TensorBoardLogger needs tensorboardX, which cannot be imported ({error}): "
-                'pip install "vibe-store[tensorboard]"'
-            ) from error
-        self.folder = Path(place)
+        self.folder, writer = check_tensorboard(folder)
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(self.folder), purge_step=purge_step, flush_secs=10)
+        self._writer = writer(str(self.folder), purge_step=purge_step, flush_secs=10)
 
     def write(self, metrics: Mapping[str, Any], /) -> None:
         """Add the points of one line."""
@@ -66,3 +53,25 @@ class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_tensorboard(folder: str | os.PathLike[str] | UrlPath) -> tuple[Path, Any]:
+    """Return a folder as a path, and the class that writes there; make nothing.
+
+    Raises:
+        InvalidValueError: ``folder`` is a URL.
+        MissingDependencyError: tensorboardX cannot be imported.
+    """
+    place = place_of(folder, None)
+    if isinstance(place, UrlPath):
+        raise InvalidValueError(
+            f"TensorBoard's files are written to local folders only, and {place!r} is a URL. Choose a folder."
+        )
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"TensorBoardLogger needs tensorboardX, which cannot be imported ({error}): "
+            'pip install "vibe-store[tensorboard]"'
+        ) from error
+    return place, SummaryWriter

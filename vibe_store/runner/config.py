@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from vibe_store.errors import InvalidValueError
+from vibe_store.storage.url_path import UrlPath
 
 __all__ = ["RunnerConfig"]
 
@@ -21,7 +22,7 @@ class RunnerConfig:
     """Seed of everything random in the run."""
     num_seeds: int = 1
     """Runs that are trained at once, on the seeds from seed on; steps and episodes are those of each."""
-    checkpoint_dir: str | None = None
+    checkpoint_dir: str | os.PathLike[str] | UrlPath | None = None
     """Where checkpoints are stored; None saves none."""
     checkpoint_interval: int = 5_000
     """Steps between two checkpoints."""
@@ -53,7 +54,7 @@ class RunnerConfig:
     """Retention policy, by name and options, as every_steps:interval=10000; None keeps the most recent."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.checkpoint_dir, os.PathLike):  # what is no path, a UrlPath say, stays what it is
+        if isinstance(self.checkpoint_dir, os.PathLike):
             object.__setattr__(self, "checkpoint_dir", os.fspath(self.checkpoint_dir))
         for name in (
             "total_timesteps",

@@ -1,6 +1,7 @@
 """The training loop that the runners share: one compiled program, called in chunks, with saves in between."""
 
 import logging
+import os
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.evaluate import Evaluation
 from vibe_store.runner.points import due, first_multiple, next_point
 from vibe_store.runner.signals import SignalWatch, TrainingInterrupted
+from vibe_store.storage.url_path import UrlPath
 
 __all__ = [
     "Callbacks",
@@ -103,7 +105,8 @@ class Progress:
         steps_per_second: speed of the last chunk.
         recent_return: mean return of the last 100 or so finished episodes; None before the first.
         eval_return: the last evaluation's mean return; None before the first.
-        checkpoint_step: the step that was saved last (it may still be on its way to the disk); None before.
+        checkpoint_step: the step that this run saved last (it may still be on its way to the disk); None
+            before.
         checkpoint_bytes: the size of the checkpoint that was committed last; None before.
         blocked_seconds: how long training stood still for the last save.
     """
@@ -142,7 +145,7 @@ class TrainResult:
     resumed_from: int | None
     history: tuple[Mapping[str, Any], ...]
     eval_return: float | None
-    checkpoint_dir: str | None
+    checkpoint_dir: str | os.PathLike[str] | UrlPath | None
     saved_steps: tuple[int, ...]
     compile_seconds: float
     train_seconds: float
@@ -378,7 +381,7 @@ class Trainer:
                 steps_per_second=self._speed,
                 recent_return=report["return"] if report["episodes"] else None,
                 eval_return=self._eval_return,
-                checkpoint_step=self._saved_step,
+                checkpoint_step=self._saved_steps[-1] if self._saved_steps else None,
                 checkpoint_bytes=None if committed is None else committed.size,
                 blocked_seconds=self._last_blocked,
             )

@@ -121,9 +121,8 @@ def ppo_program(
         )
         return Carry(init_agent(agent_key), runner)
 
-    def act(carry: Carry, _: None) -> tuple[Carry, Rollout]:
+    def act(carry: Carry, env_key: Array) -> tuple[Carry, Rollout]:
         runner: PPORunnerState = carry.runner
-        key, env_key = jax.random.split(runner.key)
         choice, log_density, state = PPO.draw(carry.state, runner.obs, config=ppo_config)
         result = envs.step(env_key, runner.env_state, PPO.action_of(state, choice))
         row = Rollout(
@@ -138,19 +137,19 @@ def ppo_program(
         runner = runner._replace(
             env_state=result.env_state,
             obs=result.obs,
-            key=key,
             episodes=runner.episodes.add(result.reward, result.done),
         )
         return Carry(state, runner), row
 
     def step(carry: Carry) -> Carry:
-        carry, rollout = jax.lax.scan(act, carry, length=ppo_config.rollout_length)
+        keys = jax.random.split(carry.runner.key, 1 + ppo_config.rollout_length)
+        carry, rollout = jax.lax.scan(act, carry, keys[1:])
         rewards = carry.runner.rewards
         if rewards is not None:
             rewards = rewards.add(rollout.reward, rollout.done, ppo_config.gamma)
             rollout = rollout._replace(reward=rewards.scale(rollout.reward))
         state, learning = PPO.update(carry.state, rollout, config=ppo_config)
-        return Carry(state, carry.runner._replace(rewards=rewards, learning=learning))
+        return Carry(state, carry.runner._replace(key=keys[0], rewards=rewards, learning=learning))
 
     def report(carry: Carry) -> dict[str, Array]:
         runner: PPORunnerState = carry.runner

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from vibe_store.checkpoint.opening import Directory
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, TemplateMismatchError
 from vibe_store.interfaces import Checkpointer
 from vibe_store.runner.config import RunnerConfig
@@ -104,7 +105,7 @@ def best_so_far(checkpointer: Checkpointer) -> float:
     return float("-inf") if metrics is None else metrics["eval_return"]
 
 
-def _open(config: RunnerConfig, directory: str) -> tuple[Checkpointer, bool]:
+def _open(config: RunnerConfig, directory: Directory) -> tuple[Checkpointer, bool]:
     from vibe_store.checkpoint import initialize_checkpoint_dir
 
     return initialize_checkpoint_dir(
