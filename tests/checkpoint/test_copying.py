@@ -115,6 +115,9 @@ def test_a_copy_holds_what_its_source_holds_on_any_two_storages(
         was, now = load_manifest(origin, step=step), load_manifest(goal, step=step)
         assert (now.created, now.versions) == (was.created, was.versions)
         assert same_content(was, now)
+        assert [item.distribution for item in now.items.values()] == [
+            item.distribution for item in was.items.values()
+        ]
     assert done.size == sum(load_manifest(goal, step=step).size for step in done.copied)
     again = copy_checkpoints(origin, goal)
     assert (again.copied, again.skipped, again.size) == ((), (1, 2, 3), 0)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vibe_store.checkpoint import CheckpointManager, load_metadata, save_checkpoint, verify_checkpoint
+from vibe_store.checkpoint.looking import load_manifest
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.memory import MemoryStorage
@@ -49,6 +50,8 @@ def test_what_is_kept_is_a_checkpoint_like_any_other(
     assert verify_checkpoint(folder) == []
     assert load_metadata(folder, step=4) == {"seed": 4}
     assert (folder / "step_4" / "state.eqx").is_file()
+    kept, there = (load_manifest(place, step=4).items["state"] for place in (folder, bucket))
+    assert (kept.distribution, kept.leaves) == (there.distribution, there.leaves)
     assert verify_checkpoint(bucket) == []
 
 
