@@ -17,6 +17,9 @@ import pytest
 # Before JAX is imported: the tests run anywhere, and two workers must not fight over all cores.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# What a test compiles runs for a moment, so optimizing it takes longer than it saves.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # A shell starts what runs in its background with Ctrl-C ignored, and every process from there inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -105,6 +105,7 @@ def _server(fork_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.delenv("XLA_FLAGS", raising=False)  # optimized, as it is for users
         return fork_server(TRAINEE, "eqx")
 
 
