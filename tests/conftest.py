@@ -1,5 +1,6 @@
 """Settings for every test, and what more than one folder of tests shares."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -49,6 +50,13 @@ _ALIKE_ON_EACH_PYTHON = {
     "test_without_replay_buffer.py",
     "test_wrappers.py",
 }
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what the tests make only: all that is imported by now stays, and it is a lot."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(tryfirst=True)
