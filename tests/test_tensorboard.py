@@ -57,5 +57,5 @@ def test_closing_twice_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_url_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match=r"local folders only, and s3://bucket/run is a URL"):
-        TensorBoardLogger("s3://bucket/run")
+    with pytest.raises(InvalidValueError, match=r"local folders only, and s3://key@bucket/run is a URL"):
+        TensorBoardLogger("s3://key:secret@bucket/run")

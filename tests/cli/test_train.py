@@ -219,7 +219,7 @@ def test_a_run_saves_and_is_resumed_by_the_serializer_and_the_policy_that_are_na
         (("--runner.retention", "latest:keep=1"), "'latest' takes max_to_keep; 'keep' is none of them"),
         (
             ("--tensorboard", "true", "--base-dir", "memory://x"),
-            "to local folders only, and UrlPath('memory://x",
+            "to local folders only, and memory://x is a URL",
         ),
         (("--storage-options", '{"key": 1}'), "neither --base-dir nor --runner.checkpoint-dir is one"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vibe_store.errors import InvalidValueError, MissingDependencyError
+from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
 
 __all__ = ["TensorBoardLogger", "check_tensorboard"]
@@ -65,7 +66,8 @@ def check_tensorboard(folder: str | os.PathLike[str] | UrlPath) -> tuple[Path, A
     place = place_of(folder, None)
     if isinstance(place, UrlPath):
         raise InvalidValueError(
-            f"TensorBoard's files are written to local folders only, and {place!r} is a URL. Choose a folder."
+            "TensorBoard's files are written to local folders only, and "
+            f"{without_credentials(str(place))} is a URL. Choose a folder."
         )
     try:
         from tensorboardX import SummaryWriter
