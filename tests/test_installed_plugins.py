@@ -102,6 +102,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if not (ROOT / "plugins" / OURS[0]).exists():
         pytest.skip("the plugins are not beside these tests, as in a source distribution")
     pytest.importorskip("hatchling", reason="needs pip install hatchling")
+    pytest.importorskip("tyro", reason='needs pip install "vibe-store[cli,rl]"')
+    pytest.importorskip("gymnax", reason='needs pip install "vibe-store[cli,rl]"')
     sources = {name: ROOT / "plugins" / name for name in OURS} | {"vibe-store": ROOT}
     for name, code in MADE_UP.items():
         sources[f"vibe-store-{name}"] = _project(tmp_path_factory.mktemp(name), name, code)

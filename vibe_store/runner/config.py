@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from vibe_store.errors import InvalidValueError
-from vibe_store.storage.url_path import UrlPath
+from vibe_store.run_dir import Place
 
 __all__ = ["RunnerConfig"]
 
@@ -22,7 +22,7 @@ class RunnerConfig:
     """Seed of everything random in the run."""
     num_seeds: int = 1
     """Runs that are trained at once, on the seeds from seed on; steps and episodes are those of each."""
-    checkpoint_dir: str | os.PathLike[str] | UrlPath | None = None
+    checkpoint_dir: str | os.PathLike[str] | Place | None = None
     """Where checkpoints are stored; None saves none."""
     checkpoint_interval: int = 5_000
     """Steps between two checkpoints."""

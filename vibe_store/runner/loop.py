@@ -16,11 +16,11 @@ from jax import Array
 
 from vibe_store.errors import InvalidValueError, SaveFailedError, SaveTimeoutError, VibeStoreWarning
 from vibe_store.interfaces import Checkpointer, PyTree
+from vibe_store.run_dir import Place
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.evaluate import Evaluation
 from vibe_store.runner.points import due, first_multiple, next_point
 from vibe_store.runner.signals import SignalWatch, TrainingInterrupted
-from vibe_store.storage.url_path import UrlPath
 
 __all__ = [
     "Callbacks",
@@ -145,7 +145,7 @@ class TrainResult:
     resumed_from: int | None
     history: tuple[Mapping[str, Any], ...]
     eval_return: float | None
-    checkpoint_dir: str | os.PathLike[str] | UrlPath | None
+    checkpoint_dir: str | os.PathLike[str] | Place | None
     saved_steps: tuple[int, ...]
     compile_seconds: float
     train_seconds: float

@@ -1,15 +1,16 @@
 """Opening the checkpoints of a run, and restoring one: what was saved must fit what is to be trained."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from vibe_store.checkpoint.opening import Directory
 from vibe_store.errors import CheckpointsExistError, InvalidValueError, TemplateMismatchError
 from vibe_store.interfaces import Checkpointer
+from vibe_store.run_dir import Place
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.loop import Carry, Program
 from vibe_store.runner.signals import TrainingInterrupted
@@ -105,7 +106,7 @@ def best_so_far(checkpointer: Checkpointer) -> float:
     return float("-inf") if metrics is None else metrics["eval_return"]
 
 
-def _open(config: RunnerConfig, directory: Directory) -> tuple[Checkpointer, bool]:
+def _open(config: RunnerConfig, directory: str | os.PathLike[str] | Place) -> tuple[Checkpointer, bool]:
     from vibe_store.checkpoint import initialize_checkpoint_dir
 
     return initialize_checkpoint_dir(
