@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -38,6 +39,10 @@ _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shell starts what runs in its background with Ctrl-C ignored, and every process from there inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
