@@ -21,6 +21,7 @@ from vibe_store.errors import (
     DamagedCheckpointWarning,
     InvalidValueError,
     NewerFormatError,
+    UnknownProviderError,
 )
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.local import LocalStorage
@@ -208,3 +209,10 @@ def test_overwriting_removes_a_best_that_leads_elsewhere_and_nothing_there(
     assert manager.all_steps() == []
     assert not (tmp_path / "checkpoints" / "best").is_symlink()
     assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_a_damaged_manifest_does_not_hide_that_there_is_no_such_serializer(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"a": 1}, step=1)
+    (tmp_path / "step_1" / "manifest.json").write_bytes(b"{")
+    with pytest.raises(UnknownProviderError, match="There is no serializer 'nobody'"):
+        initialize_checkpoint_dir(tmp_path, resume=True, serializer="nobody")

@@ -46,9 +46,10 @@ def test_a_snapshot_of_large_arrays_is_whole_when_it_is_returned(reused: bool) -
         assert all(map(np.shares_memory, snapshot, earlier))
 
 
-def test_a_snapshot_leaves_the_buffers_of_the_tree_free_to_be_donated() -> None:
+@pytest.mark.parametrize("megabytes", [1, 16])
+def test_a_snapshot_leaves_the_buffers_of_the_tree_free_to_be_donated(megabytes: int) -> None:
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    array = step(jnp.zeros(1 << 18))
+    array = step(jnp.zeros(megabytes << 18))
     address = array.unsafe_buffer_pointer()
     EqxSerializer().snapshot(array)
     assert step(array).unsafe_buffer_pointer() == address

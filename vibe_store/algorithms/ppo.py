@@ -131,7 +131,8 @@ class Rollout(NamedTuple):
         choice: what was drawn there: an int32 action, or the float32 sample of the Gaussian.
         log_density: the logarithm of its probability, or density, at that time.
         reward: what it earned, float32.
-        next_obs: the observations that followed, the last one of the episode where it ended.
+        next_obs: the observations that followed: the last one of the episode where it ended, and otherwise
+            ``obs`` of the next step.
         terminated: whether the episode came to a natural end, bool.
         done: whether it ended at all, by a time limit too, bool.
     """

@@ -32,6 +32,7 @@ from vibe_store.errors import (
     CorruptCheckpointError,
     DamagedCheckpointWarning,
     InvalidValueError,
+    NewerFormatError,
     UnknownProviderError,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend, Verify
@@ -130,7 +131,11 @@ def _serializer_to_go_on_with(name: str, storage: StorageBackend) -> Serializer:
         if step is None:
             raise
         what = f"checkpoint of step {step} in {storage.url}"
-        for item in read_manifest(storage, step).items.values():
+        try:
+            items = read_manifest(storage, step).items.values()
+        except (CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError):
+            raise error from None  # what is wrong with that one comes up once there is a serializer
+        for item in items:
             if item.serializer == split_options(name)[0]:
                 raise serializer_missing(item, what, error) from error
         raise
