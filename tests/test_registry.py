@@ -23,7 +23,8 @@ from vibe_store.errors import (
 )
 from vibe_store.hookspecs import Provider, hookimpl
 from vibe_store.interfaces import Serializer, StorageBackend
-from vibe_store.registry import Registry, describe_target, get_retention, get_serializer, open_storage
+from vibe_store.provider_target import describe_target
+from vibe_store.registry import Registry, get_retention, get_serializer, open_storage
 from vibe_store.storage.local import LocalStorage
 
 

@@ -4,16 +4,12 @@ What a provider names is imported here, when its name is first used, and not bef
 """
 
 import difflib
-import functools
 import importlib
-import inspect
-import operator
 import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
 from vibe_store.discovery import (
@@ -31,21 +27,18 @@ from vibe_store.discovery import (
 )
 from vibe_store.errors import (
     InvalidValueError,
-    MissingDependencyError,
     PluginError,
     UnknownProviderError,
-    VibeStoreError,
     VibeStoreWarning,
 )
 from vibe_store.interfaces import RetentionPolicy, Serializer, StorageBackend
-from vibe_store.options import Given, Option, options_of, read_options, split_options
+from vibe_store.options import split_options
+from vibe_store.provider_target import at_fault, check_usable, make
 from vibe_store.storage.redaction import without_credentials
 
 __all__ = [
-    "Described",
     "Registry",
     "default_registry",
-    "describe_target",
     "get_retention",
     "get_serializer",
     "open_storage",
@@ -53,14 +46,6 @@ __all__ = [
 
 _FALLBACK_STORAGE = "fsspec"
 _MANGLED_SCHEME = re.compile(rf"(?:^|/)({SCHEME.pattern}):(?:/|$)")
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What the target of a provider says of itself: its options, and its docstring."""
-
-    options: tuple[Option, ...]
-    help: str
 
 
 class Registry:
@@ -112,8 +97,7 @@ class Registry:
             row = self._find("storage", _FALLBACK_STORAGE)
         if row is None:
             self._raise_unknown("storage", scheme)
-        target = _factory(row)
-        return cast(StorageBackend, _call(row, target, text, options=storage_options))
+        return cast(StorageBackend, make(row, text, given={}, options=storage_options))
 
     def get_serializer(self, name: str, **options: Any) -> Serializer:
         """Make a serializer, see :func:`get_serializer`."""
@@ -121,11 +105,10 @@ class Registry:
         row = self._find("serializer", bare)
         if row is None:
             self._raise_unknown("serializer", bare)
-        target = _factory(row)
-        serializer = cast(Serializer, _call(row, target, options=_joined(row, target, given, options)))
+        serializer = cast(Serializer, make(row, given=given, options=options))
         if (own := getattr(serializer, "name", None)) != bare:
             # What it writes would say so in its manifest, and not be found by that name.
-            raise _at_fault(row, f"its attribute `name` is {own!r} instead of {bare!r}")
+            raise at_fault(row, f"its attribute `name` is {own!r} instead of {bare!r}")
         return serializer
 
     def get_retention(self, name: str, **options: Any) -> RetentionPolicy:
@@ -134,10 +117,9 @@ class Registry:
         row = self._find("retention", bare)
         if row is None:
             self._raise_unknown("retention", bare)
-        factory = _factory(row)
-        policy = _call(row, factory, options=_joined(row, factory, given, options))
+        policy = make(row, given=given, options=options)
         if not callable(policy):
-            raise _at_fault(row, f"it returned {policy!r}, which cannot be called")
+            raise at_fault(row, f"it returned {policy!r}, which cannot be called")
         return cast(RetentionPolicy, policy)
 
     def plugin_of(self, serializer: Serializer) -> Plugin | None:
@@ -174,7 +156,7 @@ class Registry:
         self._warn_once()
         for row in self.registrations:
             if (row.kind, row.provider.name) == (kind, name):
-                _check_status(row)
+                check_usable(row)
                 return row
         return None
 
@@ -316,143 +298,6 @@ def get_retention(name: str, **options: Any) -> RetentionPolicy:
         PluginError: the plugin that provides it is at fault, or several plugins claim the name.
     """
     return default_registry().get_retention(name, **options)
-
-
-def describe_target(row: Registration) -> Described:
-    """Import what a provider names, and return what it says of itself.
-
-    Raises:
-        MissingDependencyError: it needs a package that is not installed; the message says which.
-        PluginError: it cannot be used; the message says why.
-    """
-    _check_status(row)
-    target = _factory(row)
-    signature = _signature(target)
-    # A storage's first argument is its URL.
-    options = options_of(signature, after=int(row.kind == "storage")) if signature else ()
-    return Described(options, inspect.getdoc(target) or "")
-
-
-def _check_status(row: Registration) -> None:
-    if row.status != "ok":
-        raise PluginError(f"The {kind_text(row.kind)} {row.provider.name!r} cannot be used. {row.reason}")
-
-
-def _factory(row: Registration) -> Callable[..., object]:
-    """Import what a provider names, which must be fit for its kind."""
-    if row.kind == "storage":
-        return _subclass(row, StorageBackend)
-    if row.kind == "serializer":
-        return _subclass(row, Serializer)
-    target = _import_target(row)
-    if not callable(target):
-        raise _at_fault(row, f"it is {target!r}, which cannot be called")
-    return target
-
-
-def _import_target(row: Registration) -> object:
-    module_name, _, attribute = row.provider.target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        # Its package was found, so this is a misspelled target and no missing package.
-        if "." in module_name and error.name == module_name and isinstance(error, ModuleNotFoundError):
-            raise _at_fault(row, f"there is no module {module_name}") from error
-        raise _missing_dependency(row, error) from error
-    except Exception as error:
-        detail = f"importing {module_name} raised {type(error).__name__}: {error}"
-        raise _at_fault(row, detail) from error
-    try:
-        target: object = operator.attrgetter(attribute)(module)
-    except AttributeError as error:
-        raise _at_fault(row, f"the module {module_name} has no {attribute}") from error
-    return target
-
-
-def _subclass(row: Registration, interface: type) -> Callable[..., object]:
-    target = _import_target(row)
-    if not (isinstance(target, type) and issubclass(target, interface)):
-        raise _at_fault(row, f"it is no subclass of vibe_store.{interface.__name__}")
-    if inspect.isabstract(target):
-        lacking = sorted(getattr(target, "__abstractmethods__", ()))
-        raise _at_fault(row, f"it does not implement {listed(lacking)}")
-    return target
-
-
-def _call(
-    row: Registration, target: Callable[..., object], *arguments: object, options: dict[str, Any]
-) -> object:
-    _check_options(row, target, arguments, options)
-    try:
-        return target(*arguments, **options)
-    except ImportError as error:
-        if isinstance(error, MissingDependencyError) and not row.provider.install:
-            raise
-        raise _missing_dependency(row, error) from error
-    except (VibeStoreError, OSError):
-        raise
-    except ValueError as error:
-        raise InvalidValueError(f"The {row} refuses what it was given: {error}") from error
-    except Exception as error:
-        raise _at_fault(row, f"making it raised {type(error).__name__}: {error}") from error
-
-
-def _joined(
-    row: Registration, target: Callable[..., object], given: Given, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options that stand behind a name, read, and those that were passed as keywords."""
-    if not given:
-        return options
-    what = f"{kind_text(row.kind)} {row.provider.name!r}"
-    if twice := sorted(given.keys() & options.keys()):
-        raise InvalidValueError(
-            f"The {what} is given {listed(twice)} twice, behind its name and as a keyword."
-        )
-    return read_options(what, given, _evaluated_signature(row, target)) | options
-
-
-def _evaluated_signature(row: Registration, target: Callable[..., object]) -> inspect.Signature:
-    try:
-        return inspect.signature(target, eval_str=True)
-    except Exception as error:  # annotations that are text may hold anything
-        raise _at_fault(row, f"its signature cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _check_options(
-    row: Registration, target: Callable[..., object], arguments: Sequence[object], options: dict[str, Any]
-) -> None:
-    signature = _signature(target)
-    if signature is None:  # a target written in C may have none; the call itself then says what is wrong
-        return
-    try:
-        signature.bind(*arguments, **options)
-    except TypeError as error:
-        parameters = list(signature.parameters.values())[len(arguments) :]
-        taken = [str(parameter.replace(annotation=parameter.empty)) for parameter in parameters]
-        given = f"the options {listed(sorted(options))}" if options else "no options"
-        raise InvalidValueError(
-            f"The {row} cannot be made with {given}: {error}. It takes {', '.join(taken) or 'no options'}."
-        ) from error
-
-
-@functools.cache  # it takes longer than all else here, and a one-shot save waits for it
-def _signature(target: Callable[..., object]) -> inspect.Signature | None:
-    try:
-        return inspect.signature(target)
-    except ValueError:
-        return None
-
-
-def _at_fault(row: Registration, detail: str) -> PluginError:
-    return PluginError(
-        f"The {row} cannot be used: {detail}. Report this to the authors of {row.plugin.distribution}."
-    )
-
-
-def _missing_dependency(row: Registration, error: ImportError) -> MissingDependencyError:
-    install = row.provider.install
-    remedy = f'Run `pip install "{install}"`.' if install else "Install it."
-    return MissingDependencyError(f"The {row} needs a package that is not installed: {error}. {remedy}")
 
 
 def _url_text(url: object) -> str:

@@ -12,7 +12,8 @@ from vibe_store.discovery import Plugin, Registration, kind_text
 from vibe_store.errors import MissingDependencyError, PluginError
 from vibe_store.hookspecs import Provider
 from vibe_store.options import Option
-from vibe_store.registry import Described, Registry, default_registry, describe_target
+from vibe_store.provider_target import Described, describe_target
+from vibe_store.registry import Registry, default_registry
 
 __all__ = ["describe_plugins", "list_plugins", "plugins_json", "plugins_text"]
 
