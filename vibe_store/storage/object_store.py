@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,8 +29,11 @@ __all__ = [
     "IncompleteError",
     "ObjectStore",
     "fill_exactly",
+    "one_line",
     "read_exactly",
 ]
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 RETRY_ATTEMPTS = 8
 """How often a request is tried, unless the user says otherwise."""
@@ -353,18 +357,24 @@ class ObjectStore(StorageBackend):
                     raise PermissionError(
                         errno.EACCES,
                         f"Access was denied while {doing} {key!r} in {self.url!r}. Check the credentials, "
-                        f"and what they may do in this bucket. The store said: {error}",
+                        f"and what they may do in this bucket. The store said: {self._said(error)}.",
                     ) from error
                 if isinstance(error, OSError) and (isinstance(error, _SPEAKING) or error.__cause__ is None):
                     raise
                 raise OSError(
                     errno.EIO,
                     f"{doing.capitalize()} {key!r} in {self.url!r} was refused, and would be again: "
-                    f"{_text_of(error)}",
+                    f"{self._said(error)}.",
                 ) from error
 
+    def _said(self, error: BaseException) -> str:
+        """What went wrong, in one line without a full stop: in its own words where it has some."""
+        text = one_line(_ERRNO.sub("", str(error)))
+        name = type(error).__name__
+        return (text if name in text else f"{name}: {text}") if text else name
+
     def _gave_up(self, error: GaveUpError, doing: str, key: str) -> OSError:
-        last = "" if error.__cause__ is None else f", the last time so: {_text_of(error.__cause__)}"
+        last = "" if error.__cause__ is None else f", the last time so: {self._said(error.__cause__)}"
         if error.in_time:
             often = "" if error.attempts == 1 else f" {error.attempts} times in a row"
             return ConnectionError(
@@ -377,6 +387,11 @@ class ObjectStore(StorageBackend):
             f"{doing.capitalize()} {key!r} in {self.url!r} was not done by the deadline, after "
             f"{error.attempts} failed attempts{last}. Check the store and the network, or allow more time.",
         )
+
+
+def one_line(text: str) -> str:
+    """Return a text of somebody else's in one line and without a full stop, to go on after it."""
+    return " ".join(text.split()).rstrip(".")
 
 
 def read_exactly(descriptor: int, start: int, end: int) -> bytes:
@@ -413,9 +428,3 @@ def write_exactly(descriptor: int, data: "ReadableBuffer", start: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, start)
         view, start = view[written:], start + written
-
-
-def _text_of(error: BaseException) -> str:
-    """What went wrong, in its own words where it has some."""
-    text = str(error) or type(error).__name__
-    return text if type(error).__name__ in text else f"{type(error).__name__}: {text}"

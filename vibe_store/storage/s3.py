@@ -21,6 +21,7 @@ from vibe_store.storage.object_store import (
     Extent,
     IncompleteError,
     fill_exactly,
+    one_line,
     read_exactly,
 )
 
@@ -110,6 +111,14 @@ class S3Storage(FsspecObjectStore):
             return isinstance(error, _PASSING_ERRORS)
         status = refusal.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status in _PASSING_STATUSES or _code(error) in _PASSING_CODES
+
+    def _said(self, error: BaseException) -> str:
+        refusal = _refusal(error)
+        if refusal is None:
+            return super()._said(error)
+        answer = refusal.get("Error", {})
+        status = refusal.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return f"{answer.get('Code')} ({status}): {one_line(str(answer.get('Message')))}"
 
     async def _page(self, prefix: str, token: str | None) -> tuple[Sequence[Blob], str | None]:
         after = {} if token is None else {"ContinuationToken": token}

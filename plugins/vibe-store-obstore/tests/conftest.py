@@ -1,7 +1,7 @@
 """Buckets of three kinds on servers of this machine, and the plugin as if it were installed.
 
-The server of S3 and the proxy are those of vibe_store's own tests, by path, as the plugin lives in one
-repository with them.
+The server of S3, the proxy and the checks of every object store are those of vibe_store's own tests, as the
+plugin lives in one repository with them.
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ from vibe_store import registry
 from vibe_store.interfaces import StorageBackend
 
 _PROJECT = Path(__file__).parents[1]
-_SHARED = Path(__file__).parents[3] / "tests"
 _AZURITE = "azurite@3.37.0"
 _PATIENCE_SECS = 60.0
 _S3_SECRET = uuid.uuid4().hex
@@ -56,7 +55,8 @@ class Bucket:
         endpoint: the name of the option that says where the server is.
         raw_set: stores an object without the plugin, by its name in the bucket.
         raw_get: returns the bytes of an object, or None where there is none, likewise.
-        uploads: returns the unfinished uploads whose name begins so, or None where the server does not tell.
+        uploads: returns the unfinished uploads whose name begins so.
+        answers_within_secs: how long the server takes at most to answer.
     """
 
     url: str
@@ -65,7 +65,8 @@ class Bucket:
     endpoint: str
     raw_set: Callable[[str, bytes], object]
     raw_get: Callable[[str], bytes | None]
-    uploads: Callable[[str], list[Any] | None]
+    uploads: Callable[[str], list[Any]]
+    answers_within_secs: float = 0.5
 
     def open(self, path: str, **options: Any) -> StorageBackend:
         return registry.open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
@@ -82,6 +83,10 @@ class Bucket:
         return dataclasses.replace(
             self, server=proxy.url, storage_options={**self.storage_options, self.endpoint: place, **options}
         )
+
+    def patience(self, seconds: float) -> dict[str, Any]:
+        """Return the storage options by which a client waits so long for an answer."""
+        return {"client_options": {"allow_http": True, "read_timeout": f"{int(seconds * 1000)}ms"}}
 
     def opener(self) -> Callable[[], StorageBackend]:
         """Return what opens the same, at first empty, root each time."""
@@ -124,18 +129,12 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def proxies() -> ModuleType:
-    """The module ``proxy.py`` of vibe_store's tests."""
-    return _load(_SHARED / "proxy.py")
-
-
-@pytest.fixture(scope="session")
 def s3() -> Iterator[Bucket]:
     """A bucket of moto's S3 server."""
     pytest.importorskip("moto.server", reason='needs pip install "moto[s3,server]"')
     import boto3
+    import servers
 
-    servers = _load(_SHARED / "servers.py")
     with servers.s3_server() as url:
         client = boto3.client(
             "s3",
@@ -230,7 +229,8 @@ def az() -> Iterator[Bucket]:
             "endpoint",
             lambda name, data: container.upload_blob(name, data, overwrite=True),
             raw_get,
-            lambda _prefix: None,  # blocks of an upload that is not finished belong to nothing that is listed
+            lambda _prefix: [],  # blocks of an upload that is not finished belong to nothing that is listed
+            answers_within_secs=1.5,
         )
         container.close()
         service.close()
@@ -244,9 +244,11 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
 
 
 @pytest.fixture
-def proxy(proxies: ModuleType, bucket: Bucket) -> Iterator[Any]:
+def proxy(bucket: Bucket) -> Iterator[Any]:
     """A proxy in front of the bucket's server, which fails when it is told to."""
-    with proxies.proxy(bucket.server) as running:
+    from proxy import run_proxy
+
+    with run_proxy(bucket.server) as running:
         yield running
 
 

@@ -1,6 +1,5 @@
 """A real HTTP proxy on a free port of this machine, which fails, waits and cuts off when it is told to."""
 
-import dataclasses
 import http.client
 import json
 import socket
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote
 
 _PATIENCE_SECS = 30.0
@@ -115,7 +114,7 @@ class Proxy:
 
 
 @contextmanager
-def proxy(server: str) -> Iterator[Proxy]:
+def run_proxy(server: str) -> Iterator[Proxy]:
     """Run a proxy for the server at a URL."""
     running = Proxy(server)
     thread = threading.Thread(target=running._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -129,25 +128,6 @@ def proxy(server: str) -> Iterator[Proxy]:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # which ends a silence
         thread.join()
-
-
-def proxied(bucket: Any, through: Proxy, **options: Any) -> Any:
-    """The same bucket of ``tests/servers.py`` through a proxy, with further storage options."""
-    here = dict(bucket.storage_options)
-    if "client_kwargs" in here:
-        here["client_kwargs"] = {**here["client_kwargs"], "endpoint_url": through.url}
-    else:
-        here["endpoint_url"] = through.url
-    return dataclasses.replace(bucket, server=through.url, storage_options={**here, **options})
-
-
-def patience(bucket: Any, seconds: float) -> dict[str, Any]:
-    """The storage options by which a client waits so long for an answer."""
-    if bucket.url.startswith("s3"):
-        return {"config_kwargs": {"read_timeout": seconds}}
-    import aiohttp
-
-    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """Real object stores on free ports of this machine: moto's server for S3, and fake-gcs-server for GCS."""
 
+import dataclasses
 import http.client
 import json
 import os
@@ -82,14 +83,38 @@ class Bucket:
         url: the bucket's.
         server: the URL of the server.
         storage_options: with which the bucket's URL is on that server.
+        answers_within_secs: how long the server takes at most to answer.
     """
 
     url: str
     server: str
     storage_options: Mapping[str, Any]
+    answers_within_secs: float = 0.4
 
     def open(self, path: str) -> StorageBackend:
         return open_storage(f"{self.url}/{path}", **self.storage_options)
+
+    def through(self, proxy: Any, **options: Any) -> "Bucket":
+        """The same bucket through a proxy, with further storage options."""
+        here = dict(self.storage_options)
+        if "client_kwargs" in here:
+            here["client_kwargs"] = {**here["client_kwargs"], "endpoint_url": proxy.url}
+        else:
+            here["endpoint_url"] = proxy.url
+        return dataclasses.replace(self, server=proxy.url, storage_options={**here, **options})
+
+    def patience(self, seconds: float) -> dict[str, Any]:
+        """Return the storage options by which a client waits so long for an answer."""
+        if self.url.startswith("s3:"):
+            return {"config_kwargs": {"read_timeout": seconds}}
+        import aiohttp
+
+        return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
+
+    def uploads(self, prefix: str) -> list[Any]:
+        """Return the multipart uploads to S3 that are neither completed nor aborted."""
+        found = self._boto3_client.list_multipart_uploads(Bucket=self._name, Prefix=prefix)
+        return list(found.get("Uploads", []))
 
     def raw_set(self, name: str, data: bytes) -> None:
         """Store an object without any storage of ours, by its name in the bucket."""
