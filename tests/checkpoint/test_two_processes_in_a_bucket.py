@@ -45,7 +45,8 @@ for number in range(arguments["rounds"]):
             save(manager, step, 100_000 * who + step)
             manager.wait()
         except (StepAlreadyExistsError, WriterSupersededError) as error:
-            outcome = type(error).__name__
+            if f"Step {step} was saved, and is the last" not in str(error):
+                outcome = type(error).__name__
         print(json.dumps([who, step, outcome]))
     meet(f"end-{number}")
     if who == 0:
