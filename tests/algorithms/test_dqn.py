@@ -161,6 +161,16 @@ def test_exploring_takes_random_actions_at_the_share_of_the_schedule(state: DQNS
     assert not jnp.array_equal(actions, again)
 
 
+def test_one_draw_of_exploration_holds_for_as_many_steps_as_it_is_repeated(state: DQNState) -> None:
+    config = replace(CONFIG, epsilon_start=0.5, epsilon_end=0.5, exploration_repeat=3)
+    obs, taken = jnp.ones((200, 3)), []
+    for _ in range(9):
+        action, state = DQN.act(state, obs, config=config)
+        taken.append(action.tolist())
+    assert [taken[turn] == taken[turn + 1] for turn in range(8)] == 2 * [True, True, False] + [True, True]
+    assert len({tuple(actions) for actions in taken}) == 3
+
+
 def test_raw_and_typed_keys_give_the_same_state_with_strong_array_leaves() -> None:
     raw = DQN.init(jax.random.PRNGKey(3), obs_shape=(3,), n_actions=2, config=CONFIG)
     typed = DQN.init(jax.random.key(3), obs_shape=(3,), n_actions=2, config=CONFIG)
@@ -232,6 +242,7 @@ def test_an_observation_of_another_shape_is_refused(state: DQNState) -> None:
         ("epsilon_start", -0.1),
         ("epsilon_end", 2.0),
         ("exploration_steps", -1),
+        ("exploration_repeat", 0),
         ("loss", "l1"),
         ("max_grad_norm", 0.0),
         ("priority_exponent", 1.5),

@@ -158,6 +158,18 @@ def test_before_learning_starts_actions_are_uniform_within_their_bounds(state: S
     np.testing.assert_allclose(shares / action.size, 1 / 8, atol=0.01)
 
 
+def test_an_action_before_learning_starts_is_held_for_as_many_steps_as_it_is_repeated(
+    state: SACState,
+) -> None:
+    config = replace(CONFIG, learning_starts=6 * 50, exploration_repeat=3)
+    obs, taken = jnp.ones((50, 3)), []
+    for _ in range(9):
+        action, state = SAC.act(state, obs, config=config)
+        taken.append(action.tolist())
+    changes = [True, True, False, True, True, False, False, False]
+    assert [taken[turn] == taken[turn + 1] for turn in range(8)] == changes
+
+
 def test_after_it_actions_follow_the_policy(state: SACState) -> None:
     obs = jnp.ones((20_000, 3))
     state = state._replace(step=jnp.int32(CONFIG.learning_starts))
@@ -227,6 +239,7 @@ def test_raw_and_typed_keys_give_the_same_state_with_strong_array_leaves() -> No
         ("batch_size", 1.5),
         ("learning_starts", -1),
         ("train_interval", 0),
+        ("exploration_repeat", 0),
     ],
 )
 def test_a_bad_hyperparameter_is_refused_by_name_and_value(field: str, value: Any) -> None:

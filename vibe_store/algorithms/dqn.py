@@ -49,6 +49,9 @@ class DQNConfig:
     """Share of random actions once exploration_steps have passed."""
     exploration_steps: int = 10_000
     """Steps over which the share of random actions falls, in a line, whatever the length of the run."""
+    exploration_repeat: int = 1
+    """Steps of each environment for which one draw of exploration holds. More than 1 leads further away than
+    single random actions do (with random durations: arXiv:2006.01782)."""
     double: bool = True
     """Let the online network choose the action whose value the target network gives (double Q-learning)."""
     loss: Literal["mse", "huber"] = "mse"
@@ -71,7 +74,13 @@ class DQNConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         check_sizes("hidden_sizes", self.hidden_sizes)
-        for name in ("buffer_size", "batch_size", "train_interval", "target_update_interval"):
+        for name in (
+            "buffer_size",
+            "batch_size",
+            "train_interval",
+            "target_update_interval",
+            "exploration_repeat",
+        ):
             check_int(name, getattr(self, name), least=1)
         for name in ("learning_starts", "exploration_steps"):
             check_int(name, getattr(self, name), least=0)
@@ -190,6 +199,9 @@ class DQN:
         # of a float32 below 1 stays below n_actions.
         coin, choice = jax.random.uniform(draw_key, (2, *greedy.shape), jnp.float32)
         random = (choice * q_values.shape[-1]).astype(jnp.int32)
+        if config.exploration_repeat > 1:  # the same key draws the same again
+            turn = state.step // greedy.size + 1
+            key = jnp.where(turn % config.exploration_repeat == 0, key, state.key)
         action = jnp.where(coin < DQN.epsilon(state.step, config=config), random, greedy)
         obs_stats = None if state.obs_stats is None else state.obs_stats.update(obs)
         return action, state._replace(key=key, step=state.step + greedy.size, obs_stats=obs_stats)

@@ -45,6 +45,9 @@ class SACConfig:
     """Transitions in each update."""
     learning_starts: int = 1_000
     """Steps before the first update, all of them with actions drawn uniformly within their bounds."""
+    exploration_repeat: int = 1
+    """Steps of each environment for which an action is held that was drawn before learning_starts. More than
+    1 leads further away than single random actions do (with random durations: arXiv:2006.01782)."""
     train_interval: int = 1
     """Steps for each update; with more environments than this, several updates follow one step of all."""
     initial_temperature: float = 1.0
@@ -61,7 +64,7 @@ class SACConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         check_sizes("hidden_sizes", self.hidden_sizes)
-        for name in ("buffer_size", "batch_size", "train_interval"):
+        for name in ("buffer_size", "batch_size", "train_interval", "exploration_repeat"):
             check_int(name, getattr(self, name), least=1)
         check_int("learning_starts", self.learning_starts, least=0)
         for name in (
@@ -189,10 +192,14 @@ class SAC:
         drawn = jnp.tanh(mean + jnp.exp(log_std) * noise)
         # One draw for both: erf(x / sqrt(2)) of a normal x is uniform from -1 to 1.
         uniform = jax.lax.erf(noise * 0.5**0.5)
-        squashed = jnp.where(state.step < config.learning_starts, uniform, drawn)
+        at_random, n_actions = state.step < config.learning_starts, mean.size // mean.shape[-1]
+        squashed = jnp.where(at_random, uniform, drawn)
+        if config.exploration_repeat > 1:  # the same key draws the same again
+            turn = state.step // n_actions + 1
+            key = jnp.where(at_random & (turn % config.exploration_repeat != 0), state.key, key)
         state = state._replace(
             obs_stats=None if state.obs_stats is None else state.obs_stats.update(obs),
-            step=state.step + mean.size // mean.shape[-1],
+            step=state.step + n_actions,
             key=key,
         )
         return state.action_bias + state.action_scale * squashed, state
