@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("installed plugins")]
 
 ROOT = Path(__file__).parents[1]
 OURS = ("vibe-store-gfs", "vibe-store-safetensors", "vibe-store-template")
+ALL_OURS = (*OURS, "vibe-store-obstore")  # whose library is not in every environment
 
 TINY = (
     *("--dqn.hidden-sizes", "4", "--dqn.buffer-size", "64", "--dqn.batch-size", "8"),
@@ -104,7 +105,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("hatchling", reason="needs pip install hatchling")
     pytest.importorskip("tyro", reason='needs pip install "vibe-store[cli,rl]"')
     pytest.importorskip("gymnax", reason='needs pip install "vibe-store[cli,rl]"')
-    sources = {name: ROOT / "plugins" / name for name in OURS} | {"vibe-store": ROOT}
+    sources = {name: ROOT / "plugins" / name for name in ALL_OURS} | {"vibe-store": ROOT}
     for name, code in MADE_UP.items():
         sources[f"vibe-store-{name}"] = _project(tmp_path_factory.mktemp(name), name, code)
     folder = tmp_path_factory.mktemp("wheels")
@@ -181,7 +182,7 @@ def rows_of(vibe_store: Environment, *arguments: str, **variables: str | Path) -
 # Plugins that do what they should.
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", ALL_OURS)
 def test_a_wheel_holds_its_typed_package_and_the_licence_and_nothing_else(
     wheels: dict[str, Path], name: str
 ) -> None:
