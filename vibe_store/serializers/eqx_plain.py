@@ -134,7 +134,8 @@ def _safe_dtype(text: str) -> np.dtype[Any] | None:
         dtype = np.dtype(text)
     except (TypeError, ValueError):
         return None
-    return None if dtype.hasobject or dtype.itemsize == 0 else dtype
+    # NumPy 2.0 lets the size of a long text overflow.
+    return None if dtype.hasobject or dtype.itemsize <= 0 else dtype
 
 
 def _read_data(file: io.BufferedIOBase, record: _Record, name: str) -> NDArray:
