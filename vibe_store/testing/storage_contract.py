@@ -232,7 +232,7 @@ class StorageContract:
         """Of several writers that create one key at the same moment, exactly one succeeds."""
         _needs_conditional_creation(root)
         storages = [root.open() for _ in range(12)]
-        for attempt in range(_turns(storages[0], 10, 3)):
+        for attempt in range(_turns(storages[0], 30, 3)):
             key = f"step_{attempt}/manifest.json"
 
             def create(index: int, key: str = key) -> None:
