@@ -135,7 +135,8 @@ _PRESETS = {
             algorithm="ppo",
             env_id="CartPole-v1",
             config=PPOConfig(learning_rate=2.5e-3),
-            runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
+            # It trains 5,000 steps in less than a tenth of a second.
+            runner=RunnerConfig(total_timesteps=100_000, num_envs=8, checkpoint_interval=10_000),
             trainer=train_ppo,
         ),
         Preset(
