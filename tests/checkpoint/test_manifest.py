@@ -70,7 +70,7 @@ _manifests = st.builds(
     Manifest,
     step=st.none() | st.integers(0, 10**18 - 1),
     attempt=st.text(),
-    created=st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001 - given there
+    created=st.datetimes(timezones=st.just(UTC)).filter(lambda created: 1 < created.year < 9999),
     versions=st.dictionaries(_names, st.text()),
     items=st.dictionaries(_names, _items, min_size=1),
     metadata=st.none() | st.builds(StoredFile, _names, st.integers(0, 2**20), st.just(_CHECKSUM)),
