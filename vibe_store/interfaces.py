@@ -297,10 +297,11 @@ class Serializer(ABC):
 
     @abstractmethod
     def snapshot(self, tree: PyTree, *, reuse: PyTree = None) -> PyTree:
-        """Return the tree with every leaf on the host and owned by the snapshot alone.
+        """Return all that :meth:`save` needs of the tree, on the host and owned by the snapshot alone.
 
         Called in the caller's thread. Afterwards the caller may donate its arrays and change its NumPy leaves
-        in place; the snapshot does not change.
+        in place; the snapshot does not change. What it is made of is the serializer's own business; the room
+        that a save needs is told by the ``nbytes`` of its leaves.
 
         Args:
             tree: any pytree.

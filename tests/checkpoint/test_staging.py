@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,6 +70,9 @@ def test_a_checkpoint_for_which_there_is_no_room_is_refused_before_anything_is_w
     with CheckpointManager(bucket) as manager:
         manager.save(1, _TREE)
         with pytest.raises(SaveFailedError, match=r"save of step 1 failed.* set VIBE_STORE_STAGING_DIR"):
+            manager.wait()
+        manager.save(2, {"weights": jnp.zeros(2000)})
+        with pytest.raises(SaveFailedError, match=said):
             manager.wait()
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from vibe_store.errors import UnsupportedLeafError
-from vibe_store.serializers.eqx import EqxSerializer, save_eqx
+from vibe_store.serializers import Flat, HostCopy, snapshot
+from vibe_store.serializers.eqx import save_eqx
 
 
 def test_a_snapshot_shares_no_memory_with_the_tree() -> None:
@@ -25,7 +26,7 @@ def test_a_snapshot_shares_no_memory_with_the_tree() -> None:
         np.asfortranarray(np.ones((3, 4))),
         np.ones(9)[::2],
     ]
-    for array, leaf in zip(arrays, EqxSerializer().snapshot(arrays), strict=True):
+    for array, leaf in zip(arrays, snapshot(arrays).leaves, strict=True):
         data = leaf if isinstance(leaf, np.ndarray) else leaf.data
         assert not np.shares_memory(data, np.asarray(array))
         assert data.flags.c_contiguous
@@ -34,16 +35,16 @@ def test_a_snapshot_shares_no_memory_with_the_tree() -> None:
 @pytest.mark.parametrize("reused", [False, True])
 def test_a_snapshot_of_large_arrays_is_whole_when_it_is_returned(reused: bool) -> None:
     arrays = [np.full(megabytes << 17, megabytes, np.float64) for megabytes in (64, 8, 8)]
-    earlier = EqxSerializer().snapshot(arrays) if reused else None
+    earlier = snapshot(arrays) if reused else None
     wanted = [array + 1 for array in arrays]
     for array in arrays:
         array += 1
-    snapshot = EqxSerializer().snapshot(arrays, reuse=earlier)
+    taken = snapshot(arrays, reuse=earlier)
     for array in arrays:
         array[-1] = -1
-    assert all(map(np.array_equal, snapshot, wanted))
+    assert all(map(np.array_equal, taken.leaves, wanted))
     if earlier is not None:
-        assert all(map(np.shares_memory, snapshot, earlier))
+        assert all(map(np.shares_memory, taken.leaves, earlier.leaves))
 
 
 @pytest.mark.parametrize("megabytes", [1, 16])
@@ -51,11 +52,11 @@ def test_a_snapshot_leaves_the_buffers_of_the_tree_free_to_be_donated(megabytes:
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     array = step(jnp.zeros(megabytes << 18))
     address = array.unsafe_buffer_pointer()
-    EqxSerializer().snapshot(array)
+    snapshot(array)
     assert step(array).unsafe_buffer_pointer() == address
 
 
-def test_a_snapshot_has_the_structure_of_the_tree() -> None:
+def test_a_snapshot_has_the_structure_of_the_tree_and_knows_its_size() -> None:
     tree = {
         "m": eqx.nn.Linear(2, 2, key=jax.random.key(0)),
         "k": jax.random.key(1),
@@ -63,9 +64,10 @@ def test_a_snapshot_has_the_structure_of_the_tree() -> None:
         "s": "x",
         "i": 3,
     }
-    snapshot = EqxSerializer().snapshot(tree)
-    assert jax.tree.structure(snapshot) == jax.tree.structure(tree)
-    assert snapshot["i"] == 3
+    taken = snapshot(tree)
+    assert taken.treedef == jax.tree.structure(tree)
+    assert taken.treedef.unflatten(taken.leaves)["i"] == 3
+    assert taken.nbytes == 4 * (2 * 2 + 2) + 8
 
 
 def test_every_leaf_that_cannot_be_stored_is_named_in_one_error() -> None:
@@ -93,7 +95,7 @@ def test_every_leaf_that_cannot_be_stored_is_named_in_one_error() -> None:
         "fine": 1,
     }
     with pytest.raises(UnsupportedLeafError) as caught:
-        EqxSerializer().snapshot(tree)
+        snapshot(tree)
     message = str(caught.value)
     assert message.startswith("16 leaves cannot be stored")
     assert all(f"['{name}']: it is a" in message for name in tree if name != "fine")
@@ -113,7 +115,7 @@ def test_one_leaf_that_cannot_be_stored_is_an_error_of_one_line(tmp_path: Path) 
 
 def test_a_snapshot_inside_jit_says_so() -> None:
     def inside(x: jax.Array) -> jax.Array:
-        EqxSerializer().snapshot({"x": x})
+        snapshot({"x": x})
         return x
 
     with pytest.raises(UnsupportedLeafError, match=r"\['x'\]: it is a tracer .* inside jit"):
@@ -130,7 +132,7 @@ def test_two_leaves_of_one_path_are_refused() -> None:
         Twins, lambda t: ([(same, child) for child in t.children], None), lambda _, c: Twins(*c)
     )
     with pytest.raises(UnsupportedLeafError, match=r"\.x: another leaf has the same path"):
-        EqxSerializer().snapshot(Twins(1, 2))
+        snapshot(Twins(1, 2))
 
 
 def test_an_array_with_parts_on_other_processes_is_refused_by_path() -> None:
@@ -138,11 +140,11 @@ def test_an_array_with_parts_on_other_processes_is_refused_by_path() -> None:
 import sys, jax, numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from vibe_store.serializers.eqx import EqxSerializer
+from vibe_store.serializers import snapshot
 sharding = NamedSharding(Mesh(np.array(jax.devices()), ("a",)), PartitionSpec("a"))
 array = jax.make_array_from_callback((4,), sharding, lambda index: np.arange(4.0)[index])
 try:
-    EqxSerializer().snapshot({"array": array, "fine": 1})
+    snapshot({"array": array, "fine": 1})
 except TypeError as error:
     print(error)
 """
@@ -159,29 +161,31 @@ except TypeError as error:
         assert "gather it first" in output
 
 
+def _by_name(taken: Flat) -> dict[str, Any]:
+    """The data of a snapshot of a flat dict."""
+    pairs = zip(taken.rows, taken.leaves, strict=True)
+    return {row.path[2:-2]: leaf.data if isinstance(leaf, HostCopy) else leaf for row, leaf in pairs}
+
+
 def test_a_snapshot_takes_the_memory_of_one_that_is_no_longer_used() -> None:
     def tree(seed: int) -> dict[str, Any]:
         return {"jax": jnp.arange(4096.0) + seed, "numpy": np.arange(10) + seed, "key": jax.random.key(seed)}
 
-    serializer = EqxSerializer()
-    first = serializer.snapshot(tree(1))
-    second = serializer.snapshot(tree(2), reuse=first)
-    assert np.shares_memory(second["jax"].data, first["jax"].data)
-    assert np.shares_memory(second["numpy"], first["numpy"])
-    assert np.array_equal(second["jax"].data, np.arange(4096.0, dtype=np.float32) + 2)
+    earlier = snapshot(tree(1))
+    first, second = _by_name(earlier), _by_name(snapshot(tree(2), reuse=earlier))
+    assert all(np.shares_memory(second[name], first[name]) for name in first)
+    assert np.array_equal(second["jax"], np.arange(4096.0, dtype=np.float32) + 2)
     assert np.array_equal(second["numpy"], np.arange(10) + 2)
-    assert np.array_equal(second["key"].data, jax.random.key_data(jax.random.key(2)))
+    assert np.array_equal(second["key"], jax.random.key_data(jax.random.key(2)))
 
 
 def test_memory_that_does_not_fit_is_not_taken() -> None:
-    serializer = EqxSerializer()
-    before = {"a": np.arange(4), "b": np.arange(4), "c": 1, "d": jnp.ones(3)}
-    kept = serializer.snapshot(before)
+    kept = snapshot({"a": np.arange(4), "b": np.arange(4), "c": 1, "d": jnp.ones(3)})
     now = {"a": np.arange(5), "b": np.arange(4.0), "c": np.arange(2), "d": jnp.ones(3, jnp.int32)}
-    snapshot = serializer.snapshot(now, reuse=kept)
+    taken = _by_name(snapshot(now, reuse=kept))
     for name in ("a", "b", "c"):
-        assert snapshot[name].dtype == now[name].dtype
-        assert np.array_equal(snapshot[name], now[name])
-    assert snapshot["d"].data.dtype == np.int32
-    assert np.array_equal(kept["a"], np.arange(4))
-    assert np.array_equal(serializer.snapshot([np.arange(3)], reuse=kept)[0], np.arange(3))
+        assert taken[name].dtype == now[name].dtype
+        assert np.array_equal(taken[name], now[name])
+    assert taken["d"].dtype == np.int32
+    assert np.array_equal(_by_name(kept)["a"], np.arange(4))
+    assert np.array_equal(snapshot([np.arange(3)], reuse=kept).leaves[0], np.arange(3))

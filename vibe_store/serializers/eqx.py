@@ -42,10 +42,9 @@ class EqxSerializer(Serializer):
     name = "eqx"
 
     def snapshot(self, tree: PyTree, *, reuse: PyTree = None) -> PyTree:
-        """Return the tree with every leaf on the host and owned by the snapshot alone.
+        """Return the tree taken apart, with every leaf on the host and owned by the snapshot alone.
 
-        Arrays become records that :meth:`save` knows; the structure stays. The arrays of ``reuse`` are
-        written over where shape and dtype are the same.
+        The arrays of ``reuse`` are written over where shape and dtype are the same.
 
         Raises:
             UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each.

@@ -19,11 +19,12 @@ __all__ = ["HostValue", "rebuild", "snapshot", "table_values", "to_host"]
 HostValue: TypeAlias = NDArray | str | bytes
 
 
-def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
-    """Return a tree of the same structure whose leaves are on the host and shared with nobody.
+def snapshot(tree: PyTree, *, reuse: PyTree = None) -> Flat:
+    """Return a tree taken apart, with every leaf on the host and shared with nobody.
 
     A ``jax.Array`` (or typed key array) becomes a :class:`~vibe_store.serializers.tree.HostCopy`; a NumPy
-    array becomes a copy in C order; every other leaf is immutable, or a callable, and stays.
+    array becomes a copy in C order; every other leaf is immutable, or a callable, and stays. For
+    :func:`flatten`, and so for all that takes a tree, it stands for the tree.
 
     Args:
         tree: the tree.
@@ -34,21 +35,22 @@ def snapshot(tree: PyTree, *, reuse: PyTree = None) -> PyTree:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
     """
     flat = flatten(tree, to_save=True)
-    spare = [leaf.data if isinstance(leaf, HostCopy) else leaf for leaf in jax.tree.leaves(reuse)]
-    if len(spare) != len(flat.leaves):
-        spare = [None] * len(flat.leaves)
+    spare: list[Any] = [None] * len(flat.leaves)
+    if isinstance(reuse, Flat) and len(reuse.leaves) == len(spare):
+        spare = reuse.leaves
     values: list[Any] = []
     with Copier() as copier:
-        started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
-        for index, (row, leaf, begun) in enumerate(zip(flat.rows, flat.leaves, started, strict=True)):
+        started = _started(flat)
+        for index, (row, leaf, old) in enumerate(zip(flat.rows, flat.leaves, spare, strict=True)):
+            begun = started[index]
             if begun is not None:
-                host, shared = _finish(*begun)
-                values.append(HostCopy(copier.copy(host, spare[index]) if shared else host, row.impl))
-                started[index] = None
-                del host, begun
+                host, shared = _finish(begun)
+                old = old.data if isinstance(old, HostCopy) else None
+                values.append(HostCopy(copier.copy(host, old) if shared else host, row.impl))
+                started[index] = begun = None
             else:
-                values.append(copier.copy(leaf, spare[index]) if isinstance(leaf, np.ndarray) else leaf)
-    return flat.treedef.unflatten(values)
+                values.append(copier.copy(leaf, old) if isinstance(leaf, np.ndarray) else leaf)
+    return Flat(flat.rows, values, flat.treedef)
 
 
 def to_host(flat: Flat) -> list[Any]:
@@ -56,10 +58,9 @@ def to_host(flat: Flat) -> list[Any]:
 
     Every transfer is started before the first is waited for.
     """
-    started = [_start(leaf) if isinstance(leaf, jax.Array) else None for leaf in flat.leaves]
     return [
-        leaf if begun is None else HostCopy(_finish(*begun)[0], row.impl)
-        for row, leaf, begun in zip(flat.rows, flat.leaves, started, strict=True)
+        leaf if begun is None else HostCopy(_finish(begun)[0], row.impl)
+        for row, leaf, begun in zip(flat.rows, flat.leaves, _started(flat), strict=True)
     ]
 
 
@@ -101,33 +102,36 @@ def table_values(rows: Sequence[Leaf]) -> dict[str, HostValue]:
     return values
 
 
-_Transfer: TypeAlias = tuple[jax.Array, bool]
-"""An array whose data is on its way to the host, and whether it lives there already."""
+def _started(flat: Flat) -> list[NDArray | jax.Array | None]:
+    """Begin to bring every JAX array to the host, and return for each leaf what to finish that with."""
+    return [
+        _start(leaf if row.kind == "array" else jax.random.key_data(leaf))
+        if row.kind in ("array", "key") and not isinstance(leaf, HostCopy)
+        else None
+        for row, leaf in zip(flat.rows, flat.leaves, strict=True)
+    ]
 
 
-def _start(leaf: jax.Array) -> _Transfer:
-    """Begin to copy an array, or the data of keys, to the host; return what to finish that with."""
-    data = leaf if isinstance(leaf.dtype, np.dtype) else jax.random.key_data(leaf)
-    on_cpu = _on_cpu(data.sharding)
-    if not on_cpu:
-        data.copy_to_host_async()
-    return data, on_cpu
-
-
-def _finish(data: jax.Array, on_cpu: bool) -> tuple[NDArray, bool]:
-    """Return an array's data on the host, and whether that is the very memory in which the array lives.
+def _start(data: jax.Array) -> NDArray | jax.Array:
+    """Return the memory in which an array lives; where that is not the host's, begin to copy it.
 
     Nothing of it stays in the caller's array object: what JAX remembers of a value that was asked for would
     keep the memory from being donated.
     """
-    if on_cpu:
-        try:
-            return np.asarray(memoryview(data)), True
-        except BufferError:  # several devices, or a dtype that the buffer protocol has no name for
-            pass
-    if data.is_fully_replicated:
-        data = data.addressable_data(0)
-    return np.asarray(data), on_cpu
+    try:
+        return np.asarray(memoryview(data))
+    except BufferError:  # another device, several, or a dtype that the buffer protocol cannot name
+        if not _on_cpu(data.sharding):
+            data.copy_to_host_async()
+        return data
+
+
+def _finish(begun: NDArray | jax.Array) -> tuple[NDArray, bool]:
+    """Return an array's data on the host, and whether that may be the memory in which it lives."""
+    if isinstance(begun, np.ndarray):
+        return begun, True
+    data = begun.addressable_data(0) if begun.is_fully_replicated else begun
+    return np.asarray(data), _on_cpu(data.sharding)
 
 
 @functools.lru_cache(maxsize=64)

@@ -80,7 +80,7 @@ class OrbaxSerializer(Serializer):
         self._compress = compress
 
     def snapshot(self, tree: PyTree, *, reuse: PyTree = None) -> PyTree:
-        """Return the tree with every leaf on the host and owned by the snapshot alone, as ``eqx`` does.
+        """Return the tree taken apart, with every leaf on the host and owned by the snapshot alone.
 
         Raises:
             UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each.

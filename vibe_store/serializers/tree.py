@@ -77,14 +77,27 @@ class HostCopy:
     data: NDArray
     impl: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the data has."""
+        return self.data.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A pytree taken apart: its leaf table (without offsets), its leaves in the same order, its structure."""
+    """A pytree taken apart: its leaf table (without offsets), its leaves in the same order, its structure.
+
+    For JAX it is a single leaf; :func:`flatten` returns it as it is.
+    """
 
     rows: tuple[Leaf, ...]
     leaves: list[Any]
     treedef: jax.tree_util.PyTreeDef
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the data of its arrays has."""
+        return sum(getattr(leaf, "nbytes", 0) for leaf in self.leaves)
 
 
 def describe(tree: PyTree) -> tuple[Leaf, ...]:
@@ -100,12 +113,14 @@ def flatten(tree: PyTree, *, to_save: bool = False) -> Flat:
     """Take a tree apart and describe its leaves.
 
     Args:
-        tree: arrays, templates (``jax.ShapeDtypeStruct``), or a snapshot.
+        tree: arrays, templates (``jax.ShapeDtypeStruct``), or what was taken apart before: a snapshot.
         to_save: the leaves must have data that this process can read, too.
 
     Raises:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
     """
+    if isinstance(tree, Flat):
+        return tree
     leaves, treedef = jax.tree_util.tree_flatten(tree)
     rows: list[Leaf] = []
     problems: list[str] = []
