@@ -1,5 +1,6 @@
 """What a run of DQN does, saves and resumes to."""
 
+import fcntl
 import logging
 import uuid
 import warnings
@@ -24,6 +25,7 @@ from vibe_store.errors import (
     SaveFailedError,
     TemplateMismatchError,
     VibeStoreWarning,
+    WriterLockedError,
 )
 from vibe_store.runner import Progress, TrainResult, train_dqn
 from vibe_store.storage.url_path import UrlPath
@@ -357,6 +359,18 @@ def test_a_directory_is_saved_to_resumed_from_and_loaded_for_inference(
     assert eqx.tree_equal(state, result.state)
     action, _ = DQN.act(state, jnp.ones(4), config=small.dqn, explore=False)
     assert action.shape == ()
+
+
+def test_a_directory_that_another_process_writes_to_is_refused_before_anything_is_trained(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, tmp_path: Path
+) -> None:
+    lock, told = tmp_path / ".vibe_store" / "writer.lock", []
+    lock.parent.mkdir()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(WriterLockedError):
+            train(cartpole, small, checkpoint_dir=str(tmp_path), on_progress=told.append)
+    assert told == []
 
 
 def test_every_leaf_of_a_run_is_strongly_typed(straight: tuple[TrainResult, Any]) -> None:

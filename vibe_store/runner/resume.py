@@ -109,7 +109,7 @@ def best_so_far(checkpointer: Checkpointer) -> float:
 def _open(config: RunnerConfig, directory: str | os.PathLike[str] | Place) -> tuple[Checkpointer, bool]:
     from vibe_store.checkpoint import initialize_checkpoint_dir
 
-    return initialize_checkpoint_dir(
+    manager, resuming = initialize_checkpoint_dir(
         directory,
         max_to_keep=config.max_checkpoints,
         keep_period=config.keep_period,
@@ -122,6 +122,8 @@ def _open(config: RunnerConfig, directory: str | os.PathLike[str] | Place) -> tu
         resume=config.resume,
         overwrite=config.overwrite,
     )
+    manager.become_writer()  # so that a second process is refused now, not when it saves
+    return manager, resuming
 
 
 @contextmanager
