@@ -1,5 +1,6 @@
 """What users pass to a save, checked before anything is written: sentences for people, by name and path."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -28,14 +29,19 @@ def check_items(state: PyTree, items: Mapping[str, PyTree] | None) -> dict[str, 
     if items is not None and not isinstance(items, Mapping):
         raise InvalidValueError(f"items is a dict of pytrees by name; got {items!r}.")
     for name in items or {}:
-        if not isinstance(name, str) or not ITEM_NAME.fullmatch(name):
-            raise InvalidValueError(
-                f"The item name {name!r} cannot be used: it becomes a file name, "
-                "so give letters, digits, '_' and '-', not beginning with '-'."
-            )
-        if name.lower() in {STATE, "manifest", "metadata", "best", "pinned"}:
-            raise InvalidValueError(f"The item name {name!r} is taken; choose another.")
+        _check_item_name(name)
     return {STATE: state, **(items or {})}
+
+
+@functools.lru_cache(maxsize=64)
+def _check_item_name(name: object) -> None:
+    if not isinstance(name, str) or not ITEM_NAME.fullmatch(name):
+        raise InvalidValueError(
+            f"The item name {name!r} cannot be used: it becomes a file name, "
+            "so give letters, digits, '_' and '-', not beginning with '-'."
+        )
+    if name.lower() in {STATE, "manifest", "metadata", "best", "pinned"}:
+        raise InvalidValueError(f"The item name {name!r} is taken; choose another.")
 
 
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float] | None:
@@ -54,9 +60,14 @@ def check_json_object(name: str, value: object, *, indent: int | None = None) ->
     try:
         if not _is_json(value):
             _refuse_json(value, name)
-        return json.dumps(value, indent=indent, default=dict).encode() + b"\n"
+        return _encoder(indent).encode(value).encode() + b"\n"
     except RecursionError:
         raise InvalidValueError(f"{name} contains itself, or is nested too deeply for JSON.") from None
+
+
+@functools.cache
+def _encoder(indent: int | None) -> json.JSONEncoder:
+    return json.JSONEncoder(indent=indent, default=dict)
 
 
 def _metric(name: object, value: Any) -> float:

@@ -70,7 +70,8 @@ class BackgroundSave:
             SaveTimeoutError: it takes longer than it may; it goes on all the same.
         """
         self._leave_parent()
-        if self._save is None:
+        if self._save is None or self._save.done():
+            self._save = None
             return
         left = min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
         if wait([self._save], left).not_done:
