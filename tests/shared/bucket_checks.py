@@ -1,7 +1,7 @@
 """What every storage on an object store owes its users when requests fail, and what its transfers may cost.
 
-A test module subclasses the two classes. It needs the fixtures ``bucket`` and ``s3``, each a :class:`Bucket`,
-and ``proxy``, a proxy of ``proxy.py`` in front of the server of ``bucket``.
+A test module subclasses the two classes. It needs the fixtures ``bucket`` and ``s3``, each a
+:class:`bucket.Bucket`, and ``proxy``, a proxy of ``proxy.py`` in front of the server of ``bucket``.
 """
 
 import itertools
@@ -14,14 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
+from bucket import Bucket
 from proxy import Fault, Proxy, Request, run_proxy
 
 from vibe_store.deadline import within
@@ -33,34 +34,6 @@ BIG = random.Random(0).randbytes(16 * MB + 1)
 """More than goes up in one request to most stores, and comes down in one from any."""
 
 _PART = 8 * MB
-
-
-class Bucket(Protocol):
-    """A bucket of a server.
-
-    Attributes:
-        url: the bucket's.
-        server: the URL of the server.
-        storage_options: with which the bucket's URL is on that server.
-        answers_within_secs: how long the server takes at most to answer.
-    """
-
-    url: str
-    server: str
-    storage_options: Mapping[str, Any]
-    answers_within_secs: float
-
-    def open(self, path: str) -> StorageBackend:
-        """Open a root in the bucket."""
-
-    def through(self, proxy: Any, **options: Any) -> "Bucket":
-        """The same bucket where the proxy is, with further options."""
-
-    def patience(self, seconds: float) -> dict[str, Any]:
-        """The options by which a client waits so long for an answer."""
-
-    def uploads(self, prefix: str) -> list[Any]:
-        """The uploads in parts that are neither complete nor aborted, seen by another client."""
 
 
 def keys_of(storage: StorageBackend) -> list[str]:

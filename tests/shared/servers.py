@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from vibe_store.interfaces import StorageBackend
-from vibe_store.registry import open_storage
+from bucket import Bucket
 
-_REGION = "us-east-1"
+REGION = "us-east-1"
+_ANSWERS_WITHIN_SECS = 0.4
 _PATIENCE_SECS = 30.0
 
 S3_CREDENTIALS = {"key": "testing", "secret": "testing"}
@@ -76,26 +76,10 @@ def gcs_server() -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A bucket of a server.
+class FsspecBucket(Bucket):
+    """A bucket of a server of S3 or GCS, for s3fs and gcsfs."""
 
-    Attributes:
-        url: the bucket's.
-        server: the URL of the server.
-        storage_options: with which the bucket's URL is on that server.
-        answers_within_secs: how long the server takes at most to answer.
-    """
-
-    url: str
-    server: str
-    storage_options: Mapping[str, Any]
-    answers_within_secs: float = 0.4
-
-    def open(self, path: str) -> StorageBackend:
-        return open_storage(f"{self.url}/{path}", **self.storage_options)
-
-    def through(self, proxy: Any, **options: Any) -> "Bucket":
-        """The same bucket through a proxy, with further storage options."""
+    def through(self, proxy: Any, **options: Any) -> "FsspecBucket":
         here = dict(self.storage_options)
         if "client_kwargs" in here:
             here["client_kwargs"] = {**here["client_kwargs"], "endpoint_url": proxy.url}
@@ -104,7 +88,6 @@ class Bucket:
         return dataclasses.replace(self, server=proxy.url, storage_options={**here, **options})
 
     def patience(self, seconds: float) -> dict[str, Any]:
-        """Return the storage options by which a client waits so long for an answer."""
         if self.url.startswith("s3:"):
             return {"config_kwargs": {"read_timeout": seconds}}
         import aiohttp
@@ -112,7 +95,6 @@ class Bucket:
         return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_read=seconds)}
 
     def uploads(self, prefix: str) -> list[Any]:
-        """Return the multipart uploads to S3 that are neither completed nor aborted."""
         found = self._boto3_client.list_multipart_uploads(Bucket=self._name, Prefix=prefix)
         return list(found.get("Uploads", []))
 
@@ -158,20 +140,21 @@ class Bucket:
         )
 
 
-def s3_bucket(server: str, name: str = "bucket") -> Bucket:
+def s3_bucket(server: str, name: str = "bucket", secret: str = S3_CREDENTIALS["secret"]) -> FsspecBucket:
     """Make a bucket on a server of :func:`s3_server`."""
-    client = {"endpoint_url": server, "region_name": _REGION}
-    bucket = Bucket(f"s3://{name}", server, {**S3_CREDENTIALS, "client_kwargs": client})
+    client = {"endpoint_url": server, "region_name": REGION}
+    options = {**S3_CREDENTIALS, "secret": secret, "client_kwargs": client}
+    bucket = FsspecBucket(f"s3://{name}", server, options, _ANSWERS_WITHIN_SECS)
     bucket.boto3_client().create_bucket(Bucket=name)
     return bucket
 
 
-def gcs_bucket(server: str, name: str = "bucket") -> Bucket:
+def gcs_bucket(server: str, name: str = "bucket") -> FsspecBucket:
     """Make a bucket on a server of :func:`gcs_server`."""
     status = _ask(server, "POST", "/storage/v1/b?project=test", json.dumps({"name": name}))
     assert status in {200, 409}, status  # 409: it is there already
     options = {"endpoint_url": server, "token": "anon", "project": "test"}
-    return Bucket(f"gs://{name}", server, options)
+    return FsspecBucket(f"gs://{name}", server, options, _ANSWERS_WITHIN_SECS)
 
 
 def _ask(url: str, method: str, path: str, body: str | None = None) -> int:

@@ -16,7 +16,7 @@ import subprocess
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from bucket import Bucket
 
 from vibe_store import registry
 from vibe_store.interfaces import StorageBackend
@@ -31,6 +32,7 @@ from vibe_store.interfaces import StorageBackend
 _PROJECT = Path(__file__).parents[1]
 _AZURITE = "azurite@3.37.0"
 _PATIENCE_SECS = 60.0
+_ANSWERS_WITHIN_SECS = 0.5
 _S3_SECRET = uuid.uuid4().hex
 
 # The account of every emulator of Azure, which Microsoft publishes.
@@ -45,31 +47,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A bucket of a server.
+class ObstoreBucket(Bucket):
+    """A bucket of a server, for the plugin.
 
     Attributes:
-        url: the bucket's.
-        server: the URL of the server.
-        storage_options: with which the bucket's URL is on that server.
         endpoint: the name of the option that says where the server is.
         raw_set: stores an object without the plugin, by its name in the bucket.
         raw_get: returns the bytes of an object, or None where there is none, likewise.
-        uploads: returns the unfinished uploads whose name begins so.
-        answers_within_secs: how long the server takes at most to answer.
+        list_uploads: returns the unfinished uploads whose name begins so.
     """
 
-    url: str
-    server: str
-    storage_options: Mapping[str, Any]
     endpoint: str
     raw_set: Callable[[str, bytes], object]
     raw_get: Callable[[str], bytes | None]
-    uploads: Callable[[str], list[Any]]
-    answers_within_secs: float = 0.5
-
-    def open(self, path: str, **options: Any) -> StorageBackend:
-        return registry.open_storage(f"{self.url}/{path}", **{**self.storage_options, **options})
+    list_uploads: Callable[[str], list[Any]]
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -77,16 +68,17 @@ class Bucket:
         names = ("account_key", "bearer_token", "secret_access_key")
         return tuple(self.storage_options[name] for name in names if name in self.storage_options)
 
-    def through(self, proxy: Any, **options: Any) -> "Bucket":
-        """The same bucket through a proxy, with further options."""
+    def through(self, proxy: Any, **options: Any) -> "ObstoreBucket":
         place = self.storage_options[self.endpoint].replace(self.server, proxy.url)
         return dataclasses.replace(
             self, server=proxy.url, storage_options={**self.storage_options, self.endpoint: place, **options}
         )
 
     def patience(self, seconds: float) -> dict[str, Any]:
-        """Return the storage options by which a client waits so long for an answer."""
         return {"client_options": {"allow_http": True, "read_timeout": f"{int(seconds * 1000)}ms"}}
+
+    def uploads(self, prefix: str) -> list[Any]:
+        return self.list_uploads(prefix)
 
     def opener(self) -> Callable[[], StorageBackend]:
         """Return what opens the same, at first empty, root each time."""
@@ -129,48 +121,34 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[Bucket]:
+def s3() -> Iterator[ObstoreBucket]:
     """A bucket of moto's S3 server."""
     pytest.importorskip("moto.server", reason='needs pip install "moto[s3,server]"')
-    import boto3
     import servers
 
     with servers.s3_server() as url:
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            region_name="us-east-1",
-            aws_access_key_id="testing",
-            aws_secret_access_key=_S3_SECRET,
-        )
-        client.create_bucket(Bucket="bucket")
-
-        def raw_get(name: str) -> bytes | None:
-            try:
-                return bytes(client.get_object(Bucket="bucket", Key=name)["Body"].read())
-            except client.exceptions.NoSuchKey:
-                return None
-
+        seen = servers.s3_bucket(url, secret=_S3_SECRET)
         options = {
             "endpoint": url,
-            "region": "us-east-1",
-            "access_key_id": "testing",
+            "region": servers.REGION,
+            "access_key_id": seen.storage_options["key"],
             "secret_access_key": _S3_SECRET,
             "client_options": {"allow_http": True},
         }
-        yield Bucket(
+        yield ObstoreBucket(
             "s3+obstore://bucket",
             url,
             options,
+            _ANSWERS_WITHIN_SECS,
             "endpoint",
-            lambda name, data: client.put_object(Bucket="bucket", Key=name, Body=data),
-            raw_get,
-            lambda prefix: client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads", []),
+            seen.raw_set,
+            seen.raw_get,
+            seen.uploads,
         )
 
 
 @pytest.fixture(scope="session")
-def gs() -> Iterator[Bucket]:
+def gs() -> Iterator[ObstoreBucket]:
     """A bucket of a server of Google's XML API, which is in ``gcs_server.py``."""
     module = _load(Path(__file__).with_name("gcs_server.py"))
     with module.gcs_server() as server:
@@ -189,10 +167,11 @@ def gs() -> Iterator[Bucket]:
             "bearer_token": module.TOKEN,
             "client_options": {"allow_http": True},
         }
-        yield Bucket(
+        yield ObstoreBucket(
             "gs+obstore://bucket",
             server.url,
             options,
+            _ANSWERS_WITHIN_SECS,
             "base_url",
             raw_set,
             raw_get,
@@ -201,7 +180,7 @@ def gs() -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="session")
-def az() -> Iterator[Bucket]:
+def az() -> Iterator[ObstoreBucket]:
     """A container of the real Azurite."""
     blob = pytest.importorskip("azure.storage.blob", reason="needs pip install azure-storage-blob")
     from azure.core.exceptions import ResourceNotFoundError
@@ -222,24 +201,24 @@ def az() -> Iterator[Bucket]:
             "endpoint": f"{url}/{_ACCOUNT}",
             "client_options": {"allow_http": True},
         }
-        yield Bucket(
+        yield ObstoreBucket(
             "az+obstore://container",
             url,
             options,
+            3 * _ANSWERS_WITHIN_SECS,
             "endpoint",
             lambda name, data: container.upload_blob(name, data, overwrite=True),
             raw_get,
             lambda _prefix: [],  # blocks of an upload that is not finished belong to nothing that is listed
-            answers_within_secs=1.5,
         )
         container.close()
         service.close()
 
 
 @pytest.fixture(params=["s3", "gs", "az"])
-def bucket(request: pytest.FixtureRequest) -> Bucket:
+def bucket(request: pytest.FixtureRequest) -> ObstoreBucket:
     """A bucket of each kind."""
-    found: Bucket = request.getfixturevalue(request.param)
+    found: ObstoreBucket = request.getfixturevalue(request.param)
     return found
 
 
