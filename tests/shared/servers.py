@@ -128,8 +128,8 @@ class FsspecBucket(Bucket):
     def _boto3_client(self) -> Any:
         return self.boto3_client()
 
-    def boto3_client(self) -> Any:
-        """Return another client of an S3 server."""
+    def boto3_client(self, **options: Any) -> Any:
+        """Return another client of an S3 server, with options of its own."""
         import boto3
 
         return boto3.client(
@@ -137,6 +137,7 @@ class FsspecBucket(Bucket):
             aws_access_key_id=self.storage_options["key"],
             aws_secret_access_key=self.storage_options["secret"],
             **self.storage_options["client_kwargs"],
+            **options,
         )
 
 
