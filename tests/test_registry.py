@@ -78,6 +78,13 @@ class Writes(Serializer):
     def load(self, source: Any, item: str, like: Any, *, partial: bool = False) -> Any: ...
 
 
+class Demands(Writes):
+    name = "demands"
+
+    def __init__(self, key: int) -> None:
+        super().__init__(level=key)
+
+
 def keeps(days: int = 1) -> Callable[[object], int]:
     return lambda _: days
 
@@ -102,7 +109,7 @@ def registry_of(monkeypatch: pytest.MonkeyPatch) -> RegistryOf:
     """Make a registry with one plugin, whose targets are the objects above (``"targets:Storage"``)."""
     module = ModuleType("targets")
     for target in (
-        *(Storage, FsspecStorage, NeedsAtUse, Refuses, Particular, Unfinished, Writes),
+        *(Storage, FsspecStorage, NeedsAtUse, Refuses, Particular, Unfinished, Writes, Demands),
         *(keeps, lazily, odd),
     ):
         setattr(module, target.__name__, target)
@@ -314,16 +321,26 @@ def test_a_serializer_that_calls_itself_otherwise_is_blamed_on_its_distribution(
     registry_of: RegistryOf,
 ) -> None:
     registry = registry_of(serializers=(storage("other", "targets:Writes"),))
-    with pytest.raises(PluginError, match="its attribute `name` is 'writes' instead of 'other'"):
+    said = "its attribute `name` is 'writes' instead of 'other'"
+    with pytest.raises(PluginError, match=said):
         registry.get_serializer("other")
+    with pytest.raises(PluginError, match=said):
+        describe_target(*registry.named("other"))
+
+
+def test_a_serializer_that_could_not_load_without_an_option_is_not_made(registry_of: RegistryOf) -> None:
+    registry = registry_of(serializers=(storage("demands", "targets:Demands"),))
+    with pytest.raises(PluginError, match=r"its option has no default: key\. A checkpoint is loaded without"):
+        registry.get_serializer("demands", key=3)
 
 
 # What a target says of itself.
 
 
 def test_a_target_is_described_by_its_signature_and_its_docstring(registry_of: RegistryOf) -> None:
-    registry = registry_of(storage(), serializers=(storage("cloud", "targets:Writes"),))
-    opens, writes = map(describe_target, registry.named("cloud"))
+    registry = registry_of(storage(), serializers=(storage("writes", "targets:Writes"),))
+    (opens,) = map(describe_target, registry.named("cloud"))
+    (writes,) = map(describe_target, registry.named("writes"))
     assert [option.name for option in opens.options] == ["region", "timeout"]
     assert opens.help == "A storage that only remembers how it was made."
     assert [(option.name, option.type, option.default) for option in writes.options] == [

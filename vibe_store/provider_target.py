@@ -89,7 +89,7 @@ def _target_of(row: Registration) -> Callable[..., object]:
     if row.kind == "storage":
         return _subclass(row, StorageBackend)
     if row.kind == "serializer":
-        return _subclass(row, Serializer)
+        return _serializer_class(row)
     target = _imported(row)
     if not callable(target):
         raise at_fault(row, f"it is {target!r}, which cannot be called")
@@ -122,6 +122,22 @@ def _subclass(row: Registration, interface: type) -> Callable[..., object]:
     if inspect.isabstract(target):
         lacking = sorted(getattr(target, "__abstractmethods__", ()))
         raise at_fault(row, f"it does not implement {listed(lacking)}")
+    return target
+
+
+def _serializer_class(row: Registration) -> Callable[..., object]:
+    """Import a serializer, which must find again what it wrote: by its name, and without options."""
+    target = _subclass(row, Serializer)
+    own = getattr(target, "name", row.provider.name)  # each object may have one of its own instead
+    if isinstance(own, str) and own != row.provider.name:
+        raise at_fault(row, f"its attribute `name` is {own!r} instead of {row.provider.name!r}")
+    signature = _signature(target)
+    required = [option.name for option in options_of(signature) if option.required] if signature else []
+    if required:
+        have = "option has" if len(required) == 1 else "options have"
+        raise at_fault(
+            row, f"its {have} no default: {listed(required)}. A checkpoint is loaded without any option"
+        )
     return target
 
 

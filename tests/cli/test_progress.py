@@ -16,7 +16,8 @@ EARLY = Progress(
     recent_return=None,
     eval_return=None,
     checkpoint_step=None,
-    checkpoint_bytes=None,
+    committed_step=None,
+    committed_bytes=None,
     blocked_seconds=0.0,
 )
 LATER = replace(
@@ -25,7 +26,8 @@ LATER = replace(
     recent_return=182.44,
     eval_return=500.0,
     checkpoint_step=40_000,
-    checkpoint_bytes=3 * 2**20,
+    committed_step=40_000,
+    committed_bytes=3 * 2**20,
     blocked_seconds=0.0012,
 )
 
@@ -41,8 +43,11 @@ def test_the_line_says_how_far_how_fast_how_well_and_what_was_saved() -> None:
     )
 
 
-def test_a_first_save_that_is_still_under_way_has_no_size_yet() -> None:
-    assert progress_line(replace(LATER, checkpoint_bytes=None)).endswith("saved at 40,000 (blocked 1.2 ms)")
+def test_a_save_that_is_still_under_way_is_not_said_to_be_saved() -> None:
+    first = replace(LATER, committed_step=None, committed_bytes=None)
+    assert progress_line(first).endswith("evaluation 500.0  saving 40,000 (blocked 1.2 ms)")
+    second = replace(LATER, committed_step=20_000)
+    assert progress_line(second).endswith("saved at 20,000 (3.0 MiB)  saving 40,000 (blocked 1.2 ms)")
 
 
 @pytest.mark.parametrize(

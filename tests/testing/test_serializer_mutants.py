@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vibe_store.errors import TemplateMismatchError, VibeStoreWarning
+from vibe_store.errors import CorruptCheckpointError, TemplateMismatchError, VibeStoreWarning
 from vibe_store.interfaces import FileEntry, Leaf, SavedItem, Serializer, Source
 from vibe_store.serializers.eqx import EqxSerializer
 from vibe_store.serializers.template import template_of
@@ -79,6 +79,24 @@ class MakesFloat32OfBfloat16(Eqx):
                 return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
 
             return super().load(source, item, jax.tree.map(widened, like), **options)
+
+
+class NeedsItsOptionToLoad(Eqx):
+    unmutated = Eqx
+    caught_by = "test_no_option_is_needed_to_load"
+
+    class Serializer(EqxSerializer):
+        def __init__(self, secret: int = 0) -> None:
+            self.secret = secret
+
+        def load(self, source: Source, item: str, like: Any, **options: Any) -> Any:
+            if self.secret == 0:
+                raise CorruptCheckpointError("That is not how it was written.")
+            return super().load(source, item, like, **options)
+
+    @pytest.fixture
+    def serializer(self) -> Serializer:
+        return type(self).Serializer(3)
 
 
 class LosesTheImplementationOfKeys(Eqx):

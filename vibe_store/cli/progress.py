@@ -65,11 +65,14 @@ def progress_line(progress: "Progress") -> str:
         parts.append(f"return {progress.recent_return:.1f}")
     if progress.eval_return is not None:
         parts.append(f"evaluation {progress.eval_return:.1f}")
-    if progress.checkpoint_step is not None:
-        # A size is that of the last committed checkpoint; the one that is being written now has none yet.
-        size = "" if progress.checkpoint_bytes is None else f", {readable_size(progress.checkpoint_bytes)}"
-        blocked = 1000 * progress.blocked_seconds
-        parts.append(f"saved at {progress.checkpoint_step:,} (blocked {blocked:.1f} ms{size})")
+    blocked = f"blocked {1000 * progress.blocked_seconds:.1f} ms"
+    under_way = progress.checkpoint_step != progress.committed_step
+    if progress.committed_step is not None and progress.committed_bytes is not None:
+        size = readable_size(progress.committed_bytes)
+        details = size if under_way else f"{blocked}, {size}"
+        parts.append(f"saved at {progress.committed_step:,} ({details})")
+    if progress.checkpoint_step is not None and under_way:
+        parts.append(f"saving {progress.checkpoint_step:,} ({blocked})")
     return "  ".join(parts)
 
 

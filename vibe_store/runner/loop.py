@@ -105,9 +105,9 @@ class Progress:
         steps_per_second: speed of the last chunk.
         recent_return: mean return of the last 100 or so finished episodes; None before the first.
         eval_return: the last evaluation's mean return; None before the first.
-        checkpoint_step: the step that this run saved last (it may still be on its way to the disk); None
-            before.
-        checkpoint_bytes: the size of the checkpoint that was committed last; None before.
+        checkpoint_step: the step that this run saved last, which may still be on its way; None before.
+        committed_step: the step of this run that was committed last; None before.
+        committed_bytes: the size of that checkpoint; None before.
         blocked_seconds: how long training stood still for the last save.
     """
 
@@ -117,7 +117,8 @@ class Progress:
     recent_return: float | None
     eval_return: float | None
     checkpoint_step: int | None
-    checkpoint_bytes: int | None
+    committed_step: int | None
+    committed_bytes: int | None
     blocked_seconds: float
 
 
@@ -374,6 +375,8 @@ class Trainer:
         if self._callbacks.on_progress is None:
             return
         committed = None if self._checkpointer is None else self._checkpointer.last_committed
+        if committed is not None and committed.step not in self._saved_steps:
+            committed = None  # by whoever had this checkpointer before
         self._callbacks.on_progress(
             Progress(
                 step=self._step,
@@ -382,7 +385,8 @@ class Trainer:
                 recent_return=report["return"] if report["episodes"] else None,
                 eval_return=self._eval_return,
                 checkpoint_step=self._saved_steps[-1] if self._saved_steps else None,
-                checkpoint_bytes=None if committed is None else committed.size,
+                committed_step=None if committed is None else committed.step,
+                committed_bytes=None if committed is None else committed.size,
                 blocked_seconds=self._last_blocked,
             )
         )

@@ -129,6 +129,12 @@ class SerializerContract:
         for name, tree in trees.items():
             assert_same(serializer.load(FolderSource(tmp_path, saved[name]), name, tree), tree)
 
+    @promised_by("Serializer")
+    def test_no_option_is_needed_to_load(self, through: Through, serializer: Serializer) -> None:
+        """A checkpoint is loaded by a serializer that was made without options, whatever its writer had."""
+        tree = {"a": jnp.ones(2), "n": np.arange(3), "s": "x"}
+        assert_same(type(serializer)().load(through.save(tree), "state", tree), tree)
+
     @promised_by("Serializer.save")
     def test_any_thread_saves(self, through: Through) -> None:
         """``save`` may be called from any thread, two of them at once as well."""
