@@ -297,6 +297,35 @@ def test_once_it_is_uninstalled_a_checkpoint_says_what_wrote_it_and_what_to_inst
         ) in done.stderr
 
 
+def test_once_they_are_uninstalled_a_run_says_where_its_storage_and_its_retention_were_from(
+    make: Callable[..., Environment],
+) -> None:
+    vibe_store = make("vibe-store-template", "vibe-store-gfs")
+    place, run = f"sqlite://{vibe_store.path}/run.db", vibe_store.path / "runs" / "elsewhere"
+    flags = ("--runner.checkpoint-dir", place, "--runner.retention", "gfs:hourly=2")
+    done = vibe_store("train", "cartpole_dqn", *TINY, *flags, "--run-id", run.name)
+    assert done.returncode == 0, done.stderr
+    resume = ("train", "cartpole_dqn", "--run-id", run.name, "--runner.resume", "true")
+    vibe_store.pip("uninstall", "vibe-store-gfs")
+    done = vibe_store(*resume)
+    assert done.returncode == 1
+    assert (
+        "was trained with the retention policy 'gfs:hourly=2' of vibe-store-gfs 0.1.0, which is not "
+        "installed or does not provide it. Run `pip install vibe-store-gfs`, if you trust who wrote "
+    ) in done.stderr
+    assert done.stderr.endswith(", or go on without it: --runner.retention None.\n")
+    assert vibe_store(*resume, "--runner.retention", "None").returncode == 0
+    vibe_store.pip("uninstall", "vibe-store-template")
+    done = vibe_store(*resume, "--runner.retention", "None")
+    assert done.returncode == 1
+    assert f"was trained with the storage {place!r} of vibe-store-template 0.1.0, which is not" in done.stderr
+    done = vibe_store("ls", run)
+    assert done.returncode == 1
+    assert (
+        "It is in a storage of vibe-store-template 0.1.0 (`pip install vibe-store-template`)" in done.stderr
+    )
+
+
 # Plugins that are at odds with something.
 
 

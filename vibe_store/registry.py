@@ -135,6 +135,12 @@ class Registry:
             None,
         )
 
+    def origin_of(self, kind: Kind, name: str) -> Plugin | None:
+        """Return the plugin that has a provider, whatever follows its name; None where none has it."""
+        bare = self._scheme(name) if kind == "storage" else split_options(name)[0]
+        rows = (row for row in self.registrations if (row.kind, row.provider.name) == (kind, bare))
+        return next((row.plugin for row in rows), None)
+
     def named(self, name: str) -> tuple[Registration, ...]:
         """Return every provider of this name, of whatever kind.
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from vibe_store.checkpoint.layout import check_step, has_manifest, read_best, split_step_folder
 from vibe_store.checkpoint.looking import list_checkpoints
+from vibe_store.checkpoint.manifest import Distribution, is_distribution
 from vibe_store.checkpoint.opening import Directory, locate, open_directory
 from vibe_store.checkpoint.step_index import committed_steps, latest_step
+from vibe_store.discovery import Kind
 from vibe_store.errors import CheckpointNotFoundError, InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
@@ -19,7 +21,7 @@ from vibe_store.retention import best
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
 
-__all__ = ["find_checkpoint", "located"]
+__all__ = ["distribution_named", "find_checkpoint", "located"]
 
 
 def find_checkpoint(
@@ -113,9 +115,23 @@ def _refuse_run_elsewhere(run: StorageBackend) -> None:
     runner = config.get("runner") if isinstance(config, Mapping) else None
     place = runner.get("checkpoint_dir") if isinstance(runner, Mapping) else None
     if isinstance(place, str):
+        origin = distribution_named(config, "storage")
+        needs = "" if origin is None else f" It is in a storage of {origin} (`pip install {origin.name}`)."
         raise CheckpointNotFoundError(
             f"The run {run.url} keeps its checkpoints in {without_credentials(place)}: give that place."
+            f"{needs}"
         )
+
+
+def distribution_named(config: Mapping[str, Any], kind: Kind) -> Distribution | None:
+    """Return the plugin package of which a run's ``config.json`` says that it had its storage, say."""
+    plugins = config.get("plugins")
+    origin = plugins.get(kind) if isinstance(plugins, Mapping) else None
+    name = origin.get("distribution") if isinstance(origin, Mapping) else None
+    if origin is None or not isinstance(name, str) or not is_distribution(name):
+        return None
+    version = origin.get("version")
+    return Distribution(name, version if isinstance(version, str) and version.isprintable() else None)
 
 
 def _opened(

@@ -13,10 +13,17 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from vibe_store.checkpoint.finding import distribution_named
 from vibe_store.cli.options import parse_options
-from vibe_store.errors import CheckpointsExistError, InvalidValueError, VibeStoreWarning
+from vibe_store.discovery import Kind, kind_text
+from vibe_store.errors import (
+    CheckpointsExistError,
+    InvalidValueError,
+    UnknownProviderError,
+    VibeStoreWarning,
+)
 from vibe_store.metrics.tensorboard import check_tensorboard
-from vibe_store.registry import get_retention, get_serializer
+from vibe_store.registry import default_registry, get_retention, get_serializer
 from vibe_store.run_dir import Place, RunDir, find_runs
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.presets import Preset
@@ -96,6 +103,8 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         given = _parse(flags, defaults, preset, prog)
     existing = run is not None
     _check(given, options, existing=existing)
+    if run is not None and stored is not None:
+        _check_plugins(run, stored, _providers(given))
     if run is None:
         run = _new_run(preset, given, options)
     place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
@@ -116,6 +125,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
             "created": (stored or {}).get("created") or datetime.now(UTC).isoformat(),
             group: dataclasses.asdict(given.config),
             "runner": dataclasses.asdict(lasting),
+            "plugins": _plugins_of(_providers(given)),
         },
         changes=changes if stored is not None else {},
     )
@@ -214,6 +224,42 @@ def _check(flags: _Flags, options: Mapping[str, Any] | None, *, existing: bool) 
         get_serializer(flags.runner.serializer)
         if flags.runner.retention is not None:
             get_retention(flags.runner.retention)
+
+
+def _providers(flags: _Flags) -> dict[Kind, str]:
+    """Return what a run needs to be gone on with and no manifest names: its storage and its retention."""
+    place = flags.base_dir if flags.runner.checkpoint_dir is None else flags.runner.checkpoint_dir
+    named: dict[Kind, str | None] = {"storage": str(place), "retention": flags.runner.retention}
+    return {kind: name for kind, name in named.items() if name is not None}
+
+
+def _plugins_of(providers: Mapping[Kind, str]) -> dict[str, Mapping[str, str | None]]:
+    """Return the distribution and version of each that is no part of vibe_store."""
+    found = {kind: default_registry().origin_of(kind, name) for kind, name in providers.items()}
+    return {
+        kind: {"distribution": plugin.distribution, "version": plugin.version}
+        for kind, plugin in found.items()
+        if plugin is not None and not plugin.builtin
+    }
+
+
+def _check_plugins(run: RunDir, stored: Mapping[str, Any], providers: Mapping[Kind, str]) -> None:
+    """Say of what is no longer installed where it came from when the run was last trained.
+
+    Raises:
+        UnknownProviderError: a plugin is missing, and ``config.json`` says which.
+    """
+    for kind, name in providers.items():
+        origin = distribution_named(stored, kind)
+        if origin is None or default_registry().origin_of(kind, name) is not None:
+            continue
+        way_out = ", or go on without it: --runner.retention None" if kind == "retention" else ""
+        raise UnknownProviderError(
+            f"The run {_shown(run.path)} was trained with the {kind_text(kind)} "
+            f"{without_credentials(name)!r} of {origin}, which is not installed or does not provide it. Run "
+            f"`pip install {origin.name}`, if you trust who wrote {_shown(run.config_path)} to name it"
+            f"{way_out}."
+        )
 
 
 def _existing_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir | None:
