@@ -8,16 +8,29 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 import vibe_store
-from vibe_store import MetricsLogger, load_checkpoint, load_eqx, open_storage, save_checkpoint, save_eqx
+from vibe_store import (
+    MetricsLogger,
+    load_checkpoint,
+    load_eqx,
+    open_storage,
+    registry,
+    save_checkpoint,
+    save_eqx,
+)
 from vibe_store.checkpoint import CheckpointManager, initialize_checkpoint_dir, verify_checkpoint
+from vibe_store.discovery import Plugin, installed_plugins
 from vibe_store.errors import CheckpointNotFoundError, InvalidValueError, VibeStoreWarning
+from vibe_store.hookspecs import Provider, hookimpl
 from vibe_store.run_dir import RunDir, find_runs
+from vibe_store.storage.memory import MemoryStorage
 from vibe_store.storage.url_path import UrlPath
 
 TREE = {"a": np.arange(3)}
@@ -45,6 +58,24 @@ def memory() -> UrlPath:
 
 def keys(place: UrlPath) -> list[str]:
     return [blob.key for blob in open_storage(place.url, **place.storage_options).list()]
+
+
+class FlatStorage(MemoryStorage):
+    """Keeps each root apart from what is below its URL."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"memory://{quote(url, safe='')}")
+        self.url = url
+
+
+def test_a_storage_whose_roots_do_not_nest_holds_no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = Provider("flat", f"{__name__}:FlatStorage")
+    hooks = SimpleNamespace(vibe_store_storage=hookimpl(lambda: [flat], specname="vibe_store_storage"))
+    plugins = [*installed_plugins(), Plugin("flat", lambda: hooks, "flat", "1.0")]
+    monkeypatch.setattr(registry, "_default", SimpleNamespace(get=lambda: registry.Registry(plugins)))
+    run = RunDir(base_dir=f"flat://{uuid.uuid4().hex}/runs", run_id="mine")
+    with pytest.raises(InvalidValueError, match=r"/runs cannot hold runs: the config.json of 'mine' is not"):
+        run.save_config({"lr": 1e-3})
 
 
 def test_a_whole_run_is_in_the_bucket(base: UrlPath) -> None:

@@ -106,7 +106,12 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class SavedItem:
-    """What a serializer wrote for one pytree: all its files, and a row for each leaf in the tree's order."""
+    """What a serializer wrote for one pytree.
+
+    Attributes:
+        files: all its files.
+        leaves: a row for each leaf, in the tree's order.
+    """
 
     files: tuple[FileEntry, ...]
     leaves: tuple[Leaf, ...]
@@ -153,12 +158,17 @@ class StorageBackend(ABC):
     With ``durable=False`` that may wait, at most until the next change with ``durable=True`` takes effect:
     whoever sees that one after a power failure finds the earlier ones done too.
 
+    Roots nest: an object at ``"run/a"`` is at ``"a"`` under the root whose URL has ``/run`` at its end. A
+    storage whose URLs have no such paths holds checkpoints, but no :class:`~vibe_store.RunDir`, which says
+    so.
+
     Implementations take the root URL first and their options as keywords, and create nothing before the first
     write. Their ``repr`` shows no secret.
     """
 
     url: str
-    """The root, as text that a person can read and that :func:`vibe_store.open_storage` would open again."""
+    """The root, as text that a person can read and that :func:`vibe_store.open_storage` would open again, in
+    another process and working directory too."""
 
     concurrency: int = 1
     """How many calls are worth having under way at once: 1 where none of them waits for a network."""
@@ -223,7 +233,9 @@ class StorageBackend(ABC):
     def sweep(self) -> None:  # noqa: B027 - most storages leave nothing behind
         """Remove what calls that were cut off left behind (temporary files, unfinished uploads).
 
-        Called only while no other process writes to this root; calls under way in this process are spared.
+        Called only while no other process writes to this root, so only where :meth:`local_path` says where it
+        is on a local disk, and it can be locked. Any other storage removes such things by itself, or has the
+        store do it after a time. Calls under way in this process are spared.
         """
 
     def local_path(self, key: str) -> Path | None:

@@ -203,7 +203,7 @@ class Registry:
             names = [known for known in names if known != _FALLBACK_STORAGE]
             others = [known for known in _fsspec_protocols() if known not in names]
             parts = [f"There is no storage for URLs that begin with '{name}://'."]
-        if close := difflib.get_close_matches(str(name), [*names, *others]):
+        if close := difflib.get_close_matches(str(name), [*names, *others], cutoff=0.7):
             parts.append(f"Did you mean {listed([repr(match) for match in close], 'or')}?")
         parts.append(f"Those that exist are {listed(names)}." if names else "None exists.")
         if others:

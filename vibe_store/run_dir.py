@@ -105,7 +105,8 @@ class RunDir:
         """Write a dataclass or a dict to ``config.json``, at once and whole.
 
         Raises:
-            InvalidValueError: it is neither, or holds something that JSON cannot hold; by path.
+            InvalidValueError: it is neither, or holds something that JSON cannot hold, by path; or the
+                storage does not show in the base directory what is in the run, so that no run can be there.
         """
         fields = (
             dataclasses.asdict(config)
@@ -113,6 +114,8 @@ class RunDir:
             else config
         )
         open_directory(self.path, None).write(_CONFIG, check_json_object("config", fields, indent=2))
+        if isinstance(self.path, UrlPath):
+            _check_nesting(self.path)
 
     def load_config(self) -> dict[str, Any] | None:
         """Return what :meth:`save_config` wrote; None where nothing was written."""
@@ -250,6 +253,18 @@ def _new_run(base: Place, name: str) -> Place:
             run_id = f"{stamped}_{secrets.token_hex(2)}"
         else:
             return base / run_id
+
+
+def _check_nesting(run: UrlPath) -> None:
+    """Refuse a storage of a plugin that finds no run from its base directory, before anything is trained."""
+    name = f"{run.name}/{_CONFIG}"
+    if not any(blob.key == name for blob in open_directory(run.parent, None).list(name)):
+        base = without_credentials(str(run.parent))
+        raise InvalidValueError(
+            f"{base} cannot hold runs: the config.json of {run.name!r} is not listed there, so this storage "
+            "keeps what is below a URL apart from it. It can hold the checkpoints of one run: give a local "
+            "base_dir, and the URL as the checkpoint_dir."
+        )
 
 
 def _claim(run: UrlPath, began: datetime) -> None:

@@ -85,9 +85,12 @@ class HostCopy:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A pytree taken apart: its leaf table (without offsets), its leaves in the same order, its structure.
+    """A pytree taken apart. For JAX it is a single leaf; :func:`flatten` returns it as it is.
 
-    For JAX it is a single leaf; :func:`flatten` returns it as it is.
+    Attributes:
+        rows: its leaf table, without offsets and checksums.
+        leaves: its leaves, in the same order.
+        treedef: its structure.
     """
 
     rows: tuple[Leaf, ...]
