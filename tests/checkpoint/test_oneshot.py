@@ -37,6 +37,7 @@ from vibe_store.errors import (
 from vibe_store.interfaces import StorageBackend
 from vibe_store.run_dir import RunDir
 from vibe_store.storage.local import LocalStorage
+from vibe_store.storage.url_path import UrlPath
 from vibe_store.testing import Call, Fault, FaultyStorage
 
 
@@ -85,15 +86,10 @@ def test_without_a_step_the_directory_itself_is_read_be_it_a_root_or_a_step_fold
     (tmp_path / "link").symlink_to(run.checkpoints / "best")
     folder = run.checkpoints / "step_5"
     monkeypatch.chdir(run.checkpoints)
-    places = [
-        run.best_checkpoint,
-        folder,
-        str(folder),
-        f"{folder}/",
-        run.checkpoints / "best",
-        tmp_path / "link",
-    ]
-    for place in [*places, "step_5", "best", "best/", "./step_5/", f"file://{folder}"]:
+    absolute = [folder, f"{folder}/", run.checkpoints / "best", tmp_path / "link"]
+    urls = [f"{scheme}{path}" for scheme in ("file://", "local://") for path in absolute]
+    places = [run.best_checkpoint, str(folder), *absolute, *urls, UrlPath(f"file://{folder}")]
+    for place in [*places, "step_5", "best", "best/", "./step_5/"]:
         assert place is not None
         assert scenarios.same(load_checkpoint(place, scenarios.tree(0)), scenarios.tree(5)), place
         assert load_metadata(place) == {"seed": 5}
@@ -101,15 +97,19 @@ def test_without_a_step_the_directory_itself_is_read_be_it_a_root_or_a_step_fold
     assert load_metadata(run.checkpoints) == {"seed": 1}
 
 
-def test_saving_into_a_step_folder_or_the_best_link_saves_that_step(
-    tmp_path: Path, scenarios: ModuleType
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_saving_into_a_step_folder_or_a_link_to_one_saves_that_step(
+    tmp_path: Path, scenarios: ModuleType, scheme: str
 ) -> None:
-    save_checkpoint(tmp_path / "step_5", scenarios.tree(5))
-    (tmp_path / "best").symlink_to("step_5")
-    assert CheckpointManager(tmp_path).all_steps() == [5]
-    save_checkpoint(tmp_path / "best", scenarios.tree(6))
-    assert scenarios.same(CheckpointManager(tmp_path).restore(5, scenarios.tree(0)), scenarios.tree(6))
-    assert (tmp_path / "best").is_symlink()
+    run = tmp_path / "run"
+    save_checkpoint(f"{scheme}{run}/step_5", scenarios.tree(5))
+    (run / "best").symlink_to("step_5")
+    (tmp_path / "link").symlink_to(run / "best")
+    assert CheckpointManager(run).all_steps() == [5]
+    for seed, place in enumerate((run / "best", tmp_path / "link"), start=6):
+        save_checkpoint(f"{scheme}{place}", scenarios.tree(seed))
+        assert scenarios.same(load_checkpoint(run, scenarios.tree(0), step=5), scenarios.tree(seed))
+        assert place.is_symlink()
 
 
 def test_a_step_folder_that_was_copied_elsewhere_loads(tmp_path: Path, scenarios: ModuleType) -> None:

@@ -73,9 +73,12 @@ def test_the_directory_may_be_the_run_the_checkpoints_one_step_or_best(
     (checkpoints / "best").symlink_to("step_10")
 
     def steps(directory: Path) -> list[int]:
-        return [
-            entry["step"] for entry in json.loads(vibe_store("ls", directory, "--json").out)["checkpoints"]
-        ]
+        by_path, by_url = (
+            [entry["step"] for entry in json.loads(vibe_store("ls", place, "--json").out)["checkpoints"]]
+            for place in (directory, f"file://{directory}")
+        )
+        assert by_path == by_url
+        return by_path
 
     assert steps(run_path) == steps(checkpoints) == [10, 20]
     assert steps(checkpoints / "step_20") == [20]

@@ -74,8 +74,8 @@ def located(directory: str, step: int | None, options: Mapping[str, Any] | None)
         CheckpointNotFoundError: there is no such directory; or it is that of a run whose checkpoints are
             elsewhere, which the message says. Nobody is led there unasked, as to delete something, say.
     """
-    is_url = "://" in directory
-    path = open_storage(directory, **(options or {})).local_path("") if is_url else Path(directory)
+    place = place_of(directory, options)
+    path = open_storage(directory, **(options or {})).local_path("") if isinstance(place, UrlPath) else place
     if path is not None and not path.exists():
         raise CheckpointNotFoundError(f"There is no directory {without_credentials(directory)}.")
     if path is not None and not path.is_dir():
@@ -87,8 +87,8 @@ def located(directory: str, step: int | None, options: Mapping[str, Any] | None)
     if (path / "checkpoints").is_dir():
         return str(path / "checkpoints"), step
     _refuse_run_elsewhere(open_directory(path, None))
-    if path.is_symlink() and not is_url:
-        directory = str(path.resolve())
+    if isinstance(place, Path) and place.is_symlink():
+        directory = str(place.resolve())
     folder = split_step_folder(directory)
     if folder is not None and step is None:
         return folder

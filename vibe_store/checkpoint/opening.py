@@ -9,7 +9,7 @@ from vibe_store.checkpoint.layout import BEST, check_step, is_step_folder, read_
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.registry import open_storage
-from vibe_store.storage.url_path import UrlPath, url_path_of
+from vibe_store.storage.url_path import UrlPath, place_of, url_path_of
 
 __all__ = ["Directory", "locate", "open_directory"]
 
@@ -46,12 +46,11 @@ def locate(
         return open_directory(directory, options), check_step(step)
     if isinstance(directory, StorageBackend):
         return directory, None
-    url = url_path_of(directory, options)
-    if url is not None:
-        return _locate_by_url(directory, url, options)
-    text = os.fspath(directory) if isinstance(directory, os.PathLike) else str(directory)
-    link = Path(text).expanduser()
-    split = split_step_folder(_target(link) if link.is_symlink() else text)
+    place = place_of(directory, options)
+    if isinstance(place, UrlPath):
+        return _locate_by_url(directory, place, options)
+    link = place.expanduser()
+    split = split_step_folder(_target(link) if link.is_symlink() else os.fspath(place))
     if split is not None:
         directory, step = split
     return open_directory(directory, options), step
