@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,6 +165,22 @@ def test_a_file_beside_a_damaged_manifest_is_read_with_a_warning(
         loaded = load_eqx(tmp_path / "step_5" / "state.eqx", scenarios.tree(0))
     assert scenarios.same(loaded, scenarios.tree(1))
     assert warned[0].filename == __file__
+
+
+def test_load_eqx_reads_a_whole_file_while_its_checkpoint_is_replaced(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"a": 0}, step=5)
+
+    def replace() -> None:
+        for value in range(1, 200):
+            save_checkpoint(tmp_path, {"a": value}, step=5)
+
+    loaded = []
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        while not replacing.done():
+            loaded.append(load_eqx(tmp_path / "step_5" / "state.eqx", {"a": 0})["a"])
+        replacing.result()
+    assert loaded == sorted(loaded)
 
 
 def test_load_eqx_of_nothing_says_so(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def load_eqx(
     """Load one ``.eqx`` file, written by :func:`save_eqx`, by a checkpoint or by plain Equinox.
 
     Where the file belongs to a checkpoint that keeps it under another name (in a bucket always, on a disk
-    where it was replaced), that file is read. A file in a bucket is fetched whole, and compared with the
+    where it was replaced), that file is read; of one that is replaced meanwhile, the new file. A file in a bucket is fetched whole, and compared with the
     manifest that names it.
 
     Args:
@@ -54,13 +54,17 @@ def load_eqx(
         CorruptCheckpointError: the file is not what was written.
     """
     place = place_of(path, storage_options)
-    with ExitStack() as stack:
-        if isinstance(place, UrlPath):
-            file, name = _fetch(place, stack), without_credentials(place.url)
-        else:
-            file = _resolve(place)
-            name = os.fspath(file)
-        return eqx.load_eqx(file, like, partial=partial, name=name)
+    if isinstance(place, UrlPath):
+        with ExitStack() as stack:
+            file = _fetch(place, stack)
+            return eqx.load_eqx(file, like, partial=partial, name=without_credentials(place.url))
+    while True:
+        file = _resolve(place)
+        try:
+            return eqx.load_eqx(file, like, partial=partial)
+        except CheckpointNotFoundError:
+            if _resolve(place) == file:
+                raise  # else the checkpoint was replaced meanwhile
 
 
 def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
