@@ -183,6 +183,19 @@ def test_load_eqx_reads_a_whole_file_while_its_checkpoint_is_replaced(tmp_path: 
     assert loaded == sorted(loaded)
 
 
+def test_save_eqx_does_not_damage_a_checkpoint(tmp_path: Path) -> None:
+    for value in (1, 2):
+        save_checkpoint(tmp_path, {"a": value}, step=1, metadata={})
+        (tmp_path / "link.eqx").unlink(missing_ok=True)
+        (tmp_path / "link.eqx").symlink_to(tmp_path / "step_1" / "state.eqx")
+        for path in [*(tmp_path / "step_1").iterdir(), tmp_path / "step_1/state.eqx", tmp_path / "link.eqx"]:
+            with pytest.raises(InvalidValueError, match=r"belongs to the checkpoint .* Choose another name"):
+                save_eqx(path, {"b": 0})
+    save_eqx(tmp_path / "step_1" / "other.eqx", {"b": 0})
+    assert verify_checkpoint(tmp_path) == []
+    assert load_checkpoint(tmp_path, {"a": 0}, step=1) == {"a": 2}
+
+
 def test_load_eqx_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"no file .*state\.eqx"):
         load_eqx(tmp_path / "step_5" / "state.eqx", {})

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vibe_store.checkpoint.layout import BEST, MANIFEST, folder_of
-from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, Manifest, decode
+from vibe_store.checkpoint.lookup import read_manifest
+from vibe_store.checkpoint.manifest import Manifest, StoredFile
 from vibe_store.checkpoint.opening import locate, open_directory
 from vibe_store.checkpoint.reading import of_one_manifest
 from vibe_store.checkpoint.source import StoredSource
@@ -38,8 +39,8 @@ def load_eqx(
     """Load one ``.eqx`` file, written by :func:`save_eqx`, by a checkpoint or by plain Equinox.
 
     Where the file belongs to a checkpoint that keeps it under another name (in a bucket always, on a disk
-    where it was replaced), that file is read; of one that is replaced meanwhile, the new file. A file in a bucket is fetched whole, and compared with the
-    manifest that names it.
+    where it was replaced), that file is read; of one that is replaced meanwhile, the new file. A file in a
+    bucket is fetched whole, and compared with the manifest that names it.
 
     Args:
         path: the file, or its URL.
@@ -79,7 +80,9 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
 
     Raises:
         UnsupportedLeafError: leaves cannot be stored; the message names the path and type of each of them.
-        InvalidValueError: the path is a URL, a folder, or another thing that is no file.
+        InvalidValueError: the path is a URL, a folder, or another thing that is no file; or the file belongs
+            to a checkpoint, by the manifest beside it.
+        NewerFormatError: the manifest beside it is one that only a newer vibe_store can read.
         OSError: the file cannot be written; the one that was there is as it was.
     """
     place = place_of(path)
@@ -88,6 +91,7 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
             f"save_eqx writes a local file, and {without_credentials(place.url)!r} is a URL. Save "
             "a checkpoint there with save_checkpoint(): load_eqx() reads the state.eqx of one from any URL."
         )
+    _check_is_no_part_of_a_checkpoint(Path(os.path.realpath(place)))
     eqx.save_eqx(place, pytree)
 
 
@@ -151,23 +155,45 @@ def _folder_around(url: UrlPath) -> StorageBackend:
 
 def _resolve(path: Path) -> Path:
     """Return the file that holds the bytes of ``path``, as the manifest beside it says, if there is one."""
-    where = path.parent / MANIFEST
-    if not os.path.lexists(where):
-        return path
     storage = LocalStorage(str(path.parent.absolute()))  # which keeps to this folder
     try:
-        manifest = decode(storage.read(MANIFEST, 0, MAX_JSON_BYTES + 1), where=str(where))
-    except (FileNotFoundError, NotADirectoryError):
-        return path
+        manifest = _manifest_in(storage)
     except CorruptCheckpointError as error:
         if not path.is_file():
             raise
         _warn_of(error, str(path))
         return path
-    files = {name: file for item in manifest.items.values() for name, file in item.files.items()}
+    files = {} if manifest is None else _files_of(manifest)
     if path.name not in files:
         return path
     return storage.local_path(files[path.name].key)
+
+
+def _check_is_no_part_of_a_checkpoint(path: Path) -> None:
+    try:
+        manifest = _manifest_in(LocalStorage(str(path.parent)))
+    except CorruptCheckpointError:
+        return  # that checkpoint is damaged already, and what it named cannot be known
+    if manifest is None:
+        return
+    if path.name in {MANIFEST, *_files_of(manifest), *(file.key for file in manifest.files)}:
+        raise InvalidValueError(
+            f"{path} belongs to the checkpoint whose {MANIFEST} is beside it, which would not load any more. "
+            "Choose another name, or replace the checkpoint with save_checkpoint()."
+        )
+
+
+def _manifest_in(storage: LocalStorage) -> Manifest | None:
+    """Return the manifest of a folder, whatever the folder is called; None where there is none."""
+    try:
+        return read_manifest(storage, None)
+    except (CheckpointNotFoundError, NotADirectoryError):
+        return None
+
+
+def _files_of(manifest: Manifest) -> dict[str, StoredFile]:
+    """Return the files of every item, by the names that their serializers gave them."""
+    return {name: file for item in manifest.items.values() for name, file in item.files.items()}
 
 
 def _warn_of(damage: CorruptCheckpointError, where: str) -> None:
