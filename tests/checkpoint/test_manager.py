@@ -217,6 +217,26 @@ def test_a_closed_manager_saves_no_more_but_still_reads(tmp_path: Path, scenario
     assert scenarios.same(manager.restore(1, scenarios.tree(0)), scenarios.tree(1))
 
 
+def test_a_closed_manager_writes_nothing_on_or_off_the_interval_and_locks_nobody_out(
+    tmp_path: Path, scenarios: ModuleType, processes: Any
+) -> None:
+    manager = CheckpointManager(tmp_path, save_interval_steps=10)
+    manager.save(10, scenarios.tree(10))
+    manager.close()
+    for refused in (
+        lambda: manager.save(20, scenarios.tree(20)),
+        lambda: manager.save(21, scenarios.tree(21)),
+        lambda: manager.pin(10),
+        lambda: manager.unpin(10),
+        manager.become_writer,
+    ):
+        with pytest.raises(CheckpointerClosedError, match=r"was closed, so .* Open another manager"):
+            refused()
+    processes.run("save_checkpoint(arguments['root'], tree(30), step=30)", root=str(tmp_path))
+    assert not manager.info(10).pinned
+    assert manager.all_steps() == [10, 30]
+
+
 @pytest.mark.parametrize("step", [-1, True, 1.0, "5", None, np.float32(1)])
 def test_a_step_that_is_no_whole_number_from_zero_up_is_refused(tmp_path: Path, step: Any) -> None:
     manager = CheckpointManager(tmp_path)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,30 @@ def test_a_failure_in_the_background_is_raised_once_by_the_next_call_with_its_st
         assert manager.all_steps() == [1, 2, 3]
         manager.close()
     assert scenarios.garbage(storage) == set()
+
+
+def test_a_save_off_the_interval_raises_what_has_gone_wrong_and_waits_for_nothing(
+    storage: StorageBackend, scenarios: ModuleType
+) -> None:
+    begun, may_fail = threading.Event(), threading.Event()
+
+    def puts(call: Call) -> bool:
+        if _puts_step(10)(call):
+            begun.set()
+            assert may_fail.wait(60)
+            return True
+        return False
+
+    manager = CheckpointManager(FaultyStorage(storage, Fault(puts)), save_interval_steps=10)
+    manager.save(10, scenarios.tree(10))
+    assert begun.wait(60)
+    assert manager.save(11, scenarios.tree(11)) is False  # the save before is under way
+    may_fail.set()
+    assert manager.all_steps() == []
+    with pytest.raises(SaveFailedError, match=r"The save of step 10 failed: .*injected fault"):
+        manager.save(12, scenarios.tree(12))
+    assert manager.save(13, scenarios.tree(13)) is False
+    manager.close()
 
 
 def test_without_a_thread_a_failure_is_raised_at_once_with_its_step(

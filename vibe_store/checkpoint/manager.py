@@ -68,7 +68,8 @@ class CheckpointManager(Checkpointer):
 
     A save is decided and copied to the host in the caller's thread and written in the background: the caller
     may donate and change everything at once. What goes wrong in the background is raised, once, by the next
-    :meth:`save`, :meth:`wait` or :meth:`close`.
+    :meth:`save`, :meth:`wait` or :meth:`close`. (A ``save`` off the interval waits for nothing, so it raises
+    only what has gone wrong by then.)
 
     The directory is created, and locked for this process, by the first save. Reading needs no lock. A manager
     is used from one thread at a time.
@@ -154,7 +155,10 @@ class CheckpointManager(Checkpointer):
         force: bool = False,
     ) -> bool:
         step = check_step(step)
+        self._check_open(f"step {step} cannot be saved")
         if step % self._interval and not force:
+            if self._background is not None and self._background.step is None:
+                self._background.raise_failure()
             return False
         trees, ranked = check_items(pytree, items), check_metrics(metrics)
         described = None if metadata is None else check_json_object("metadata", metadata)
@@ -231,8 +235,9 @@ class CheckpointManager(Checkpointer):
 
         Raises:
             CheckpointNotFoundError: there is no such step.
+            CheckpointerClosedError: :meth:`close` was called.
         """
-        self._require(step)
+        self._require(step, "pinned")
         self._storage.write(f"{folder_of(step)}{PINNED}", b"")
 
     def unpin(self, step: int) -> None:
@@ -240,8 +245,9 @@ class CheckpointManager(Checkpointer):
 
         Raises:
             CheckpointNotFoundError: there is no such step.
+            CheckpointerClosedError: :meth:`close` was called.
         """
-        self._require(step)
+        self._require(step, "unpinned")
         self._storage.delete([f"{folder_of(step)}{PINNED}"])
 
     def wait(self) -> None:
@@ -261,16 +267,16 @@ class CheckpointManager(Checkpointer):
             self._background.end()
             self._background.raise_failure()
 
+    def _check_open(self, so_what: str) -> None:
+        if self._closed:
+            raise CheckpointerClosedError(f"{self!r} was closed, so {so_what}. Open another manager.")
+
     def _settle(self) -> None:
         if self._background is not None:
             self._background.settle()
 
     def _settle_before(self, step: int) -> None:
         """Wait for the save before this one, say how long that took, and raise what went wrong in it."""
-        if self._closed:
-            raise CheckpointerClosedError(
-                f"{self!r} was closed, so step {step} cannot be saved. Open another manager."
-            )
         if self._background is None:
             return
         before, began = self._background.step, time.monotonic()
@@ -289,7 +295,9 @@ class CheckpointManager(Checkpointer):
 
         Raises:
             WriterLockedError: another process is writing to a local directory.
+            CheckpointerClosedError: :meth:`close` was called.
         """
+        self._check_open("it cannot become the writer")
         self._held_lease()
 
     def _held_lease(self) -> WriterLease | WriterClaim:
@@ -299,8 +307,9 @@ class CheckpointManager(Checkpointer):
             weakref.finalize(self, _let_go, self._lease, untold)
         return self._lease
 
-    def _require(self, step: int) -> None:
+    def _require(self, step: int, what: str) -> None:
         step = check_step(step)
+        self._check_open(f"step {step} cannot be {what}")
         self._settle()
         read_manifest(self._storage, step)
         self._held_lease().check()
