@@ -157,7 +157,23 @@ def test_a_storage_that_cannot_say_who_writes_fails_that_save_only(
         assert manager.all_steps() == [1, 2]
 
 
-def test_pinning_needs_the_directory_as_well(
+def test_pinning_from_another_process_does_not_stop_the_writer(
+    bucket: StorageBackend, scenarios: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = CheckpointManager(bucket, max_to_keep=1)
+    trainer.save(1, scenarios.tree(1))
+    trainer.wait()
+    _as_another_process(monkeypatch, lambda: CheckpointManager(bucket).pin(1))
+    for step in (2, 3):
+        trainer.save(step, scenarios.tree(step))
+    assert trainer.all_steps() == [1, 3]
+    _as_another_process(monkeypatch, lambda: CheckpointManager(bucket).unpin(1))
+    trainer.save(4, scenarios.tree(4))
+    assert trainer.all_steps() == [4]
+    trainer.close()
+
+
+def test_a_writer_that_was_superseded_pins_nothing(
     bucket: StorageBackend, scenarios: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = CheckpointManager(bucket)

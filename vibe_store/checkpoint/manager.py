@@ -233,8 +233,13 @@ class CheckpointManager(Checkpointer):
     def pin(self, step: int) -> None:
         """Keep a committed step, whatever retention says, until :meth:`unpin`.
 
+        Where the directory cannot be locked (in a bucket, say), this disturbs nobody who writes there. A step
+        that the writer is just deleting goes all the same.
+
         Raises:
             CheckpointNotFoundError: there is no such step.
+            WriterLockedError: another process is writing to a local directory.
+            WriterSupersededError: this manager was the writer, and another process has become it.
             CheckpointerClosedError: :meth:`close` was called.
         """
         self._require(step, "pinned")
@@ -243,8 +248,12 @@ class CheckpointManager(Checkpointer):
     def unpin(self, step: int) -> None:
         """Let retention decide about a step again; it goes at the next save at the earliest.
 
+        As :meth:`pin`, this disturbs nobody who writes to a directory that cannot be locked.
+
         Raises:
             CheckpointNotFoundError: there is no such step.
+            WriterLockedError: another process is writing to a local directory.
+            WriterSupersededError: this manager was the writer, and another process has become it.
             CheckpointerClosedError: :meth:`close` was called.
         """
         self._require(step, "unpinned")
@@ -312,7 +321,9 @@ class CheckpointManager(Checkpointer):
         self._check_open(f"step {step} cannot be {what}")
         self._settle()
         read_manifest(self._storage, step)
-        self._held_lease().check()
+        if self._is_local or (self._lease is not None and self._lease.valid):
+            self._held_lease().check()
+        # Elsewhere it has claimed nothing, and need not: a trainer in another process would stop.
 
     def _has(self, step: int) -> bool:
         """Whether a step is committed, as far as is known; whoever writes it finds out for certain.
