@@ -271,6 +271,30 @@ def test_cleaning_up_beside_another_writing_process_is_refused_and_deletes_nothi
     assert [step for step, _ in run.list_checkpoints()] == [1, 2, 9]
 
 
+_REPLACES = """
+import sys
+import numpy as np
+from vibe_store.checkpoint import save_checkpoint
+from vibe_store.storage.local import LocalStorage
+from vibe_store.testing import Fault, FaultyStorage
+
+def puts(call):
+    if call.method == "put":
+        print("ready", flush=True)
+    return call.method == "put"
+
+slow = FaultyStorage(LocalStorage(sys.argv[1]), Fault(puts, "delay", seconds=1))
+save_checkpoint(slow, {"a": np.arange(3)}, step=1)
+"""
+
+
+def test_cleaning_up_waits_for_a_step_that_is_being_replaced_and_leaves_nothing_of_it(run: RunDir) -> None:
+    _save(run, 1, 2)
+    with _running(_REPLACES, str(run.checkpoints)):
+        assert run.cleanup_checkpoints(keep=1) == [run.checkpoints / "step_1"]
+    assert not (run.checkpoints / "step_1").exists()
+
+
 def test_reading_a_run_that_is_not_there_creates_nothing(tmp_path: Path) -> None:
     run = RunDir(base_dir=tmp_path, run_id="none")
     with warnings.catch_warnings():

@@ -184,10 +184,12 @@ class RunDir:
         """
         keep = check_positive("keep", keep)
         storage = open_directory(self.checkpoints, None)
-        best = read_best(storage)
-        doomed = [f.step for f in self._folders()[:-keep] if f.step != best and not f.pinned]
-        delete_step_folders(storage, doomed)
-        return [self.checkpoints / f"step_{step}" for step in doomed]
+
+        def doomed() -> list[int]:
+            best = read_best(storage)
+            return [f.step for f in self._folders()[:-keep] if f.step != best and not f.pinned]
+
+        return [self.checkpoints / f"step_{step}" for step in delete_step_folders(storage, doomed)]
 
     def _folders(self) -> list[StepFolder]:
         storage = open_directory(self.checkpoints, None)

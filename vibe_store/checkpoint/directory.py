@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -141,19 +141,26 @@ def _serializer_to_go_on_with(name: str, storage: StorageBackend) -> Serializer:
         raise
 
 
-def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
-    """Delete everything in these ``step_N`` folders, manifests first: no half a checkpoint is ever seen.
+def delete_step_folders(storage: StorageBackend, choose: Callable[[], Collection[int]]) -> list[int]:
+    """Delete everything in ``step_N`` folders, manifests first: no half a checkpoint is ever seen.
+
+    Args:
+        storage: the directory.
+        choose: looks at it and returns the steps; asked again once no other process writes there.
+
+    Returns:
+        The steps that were deleted, sorted.
 
     Raises:
         WriterLockedError: another process is writing there.
     """
-    doomed = frozenset(steps)
-    keys = [blob.key for step, blob in step_blobs(storage) if step in doomed]
-    marks = [] if is_local(storage) else [mark_key(step) for step in doomed]
-    if not keys:
-        return
+    if not choose():
+        return []
     lease = become_writer(storage, "one-shot")
     try:
+        doomed = frozenset(choose())
+        keys = [blob.key for step, blob in step_blobs(storage) if step in doomed]
+        marks = [] if is_local(storage) else [mark_key(step) for step in doomed]
         with pending.live_attempt() as attempt:
             manifests = [key for key in keys if key.partition("/")[2] == MANIFEST]
             pending.declare_deletion(storage, attempt, set(keys) - set(manifests))
@@ -162,6 +169,7 @@ def delete_step_folders(storage: StorageBackend, steps: Iterable[int]) -> None:
             pending.settle(storage, attempt, keys)
     finally:
         lease.release()
+    return sorted(doomed)
 
 
 def _present(storage: StorageBackend) -> list[int]:
@@ -170,7 +178,7 @@ def _present(storage: StorageBackend) -> list[int]:
 
 
 def _wipe(storage: StorageBackend) -> None:
-    delete_step_folders(storage, {step for step, _ in step_blobs(storage)})
+    delete_step_folders(storage, lambda: {step for step, _ in step_blobs(storage)})
     best = best_link(storage)
     if best is None:
         storage.delete([BEST])
