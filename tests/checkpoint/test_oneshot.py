@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ import pytest
 
 from vibe_store.checkpoint import (
     CheckpointManager,
+    find_checkpoint,
+    initialize_checkpoint_dir,
     list_checkpoints,
     load_checkpoint,
     load_eqx,
@@ -111,6 +114,22 @@ def test_saving_into_a_step_folder_or_a_link_to_one_saves_that_step(
         save_checkpoint(f"{scheme}{place}", scenarios.tree(seed))
         assert scenarios.same(load_checkpoint(run, scenarios.tree(0), step=5), scenarios.tree(seed))
         assert place.is_symlink()
+
+
+def test_options_for_a_storage_that_is_open_already_are_refused(tmp_path: Path) -> None:
+    options = {"endpoint_url": "http://localhost"}
+    calls: list[Callable[[StorageBackend], object]] = [
+        lambda storage: save_checkpoint(storage, {"a": 1}, storage_options=options),
+        lambda storage: load_checkpoint(storage, {"a": 1}, step=5, storage_options=options),
+        lambda storage: list_checkpoints(storage, storage_options=options),
+        lambda storage: find_checkpoint(storage, storage_options=options),
+        lambda storage: CheckpointManager(storage, storage_options=options),
+        lambda storage: initialize_checkpoint_dir(storage, storage_options=options),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidValueError, match=r"is open already, so the .*\['endpoint_url'\] would"):
+            call(LocalStorage(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_folder_that_was_copied_elsewhere_loads(tmp_path: Path, scenarios: ModuleType) -> None:

@@ -138,7 +138,7 @@ def _opened(
     directory: Directory, step: int | None, options: Mapping[str, Any] | None
 ) -> tuple[StorageBackend, int | None]:
     if isinstance(directory, StorageBackend):
-        return directory, step
+        return open_directory(directory, options), step
     place = place_of(directory, options)
     if isinstance(place, UrlPath):
         found, own = located(place.url, step, place.storage_options)

@@ -22,8 +22,16 @@ def open_directory(directory: Directory, options: Mapping[str, Any] | None) -> S
     """Return the storage of a directory of checkpoints.
 
     ``options`` come on top of those that the directory brings, and win over them by name.
+
+    Raises:
+        InvalidValueError: options were given for a storage that is open already, or for a local folder.
     """
     if isinstance(directory, StorageBackend):
+        if options:
+            raise InvalidValueError(
+                f"{directory.url} is open already, so the storage_options {sorted(options)} would change "
+                "nothing. Leave them out, or open the storage with them."
+            )
         return directory
     if not isinstance(directory, str):
         url = url_path_of(directory, options)
@@ -45,7 +53,7 @@ def locate(
     if step is not None:
         return open_directory(directory, options), check_step(step)
     if isinstance(directory, StorageBackend):
-        return directory, None
+        return open_directory(directory, options), None
     place = place_of(directory, options)
     if isinstance(place, UrlPath):
         return _locate_by_url(directory, place, options)
