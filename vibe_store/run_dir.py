@@ -40,7 +40,8 @@ class RunDir:
 
     Args:
         name: begin a new run, whose id is this name and the local time (``dqn_cartpole_20260215_143022``).
-        base_dir: what holds all runs: a local folder, or a URL as text or as a UrlPath.
+        base_dir: what holds all runs: a local folder (``~`` is the home folder), or a URL as text or as a
+            UrlPath.
         run_id: open the run of this id instead, whether it exists yet or not.
         storage_options: options of the storage of a URL, such as credentials. The paths of the run bring them
             along wherever vibe_store takes a path.
@@ -229,7 +230,7 @@ def _check_name(name: str | None) -> str:
 
 def _base(base_dir: object, storage_options: Mapping[str, Any] | None) -> Place:
     base = place_of(base_dir, storage_options)
-    return base if isinstance(base, UrlPath) else base.expanduser().absolute()
+    return base if isinstance(base, UrlPath) else base.absolute()
 
 
 def _made(folder: Place) -> Place:

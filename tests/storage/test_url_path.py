@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from vibe_store import load_checkpoint, load_eqx, save_checkpoint, save_eqx
 from vibe_store.errors import InvalidValueError
+from vibe_store.metrics import MetricsLogger, read_metrics
+from vibe_store.run_dir import RunDir
 from vibe_store.storage.url_path import UrlPath, place_of, url_path_of
 
 
@@ -90,6 +93,30 @@ def test_places_are_paths_or_url_paths() -> None:
     assert place_of("s3://bucket/runs") == UrlPath("s3://bucket/runs")
     assert place_of(UPath("s3://bucket/runs", anon=True)) == UrlPath("s3://bucket/runs", {"anon": True})
     assert url_path_of("simplecache::s3://bucket") is None
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    save_checkpoint("~/run/step_5", {"a": 1})
+    save_eqx("~/m.eqx", {"a": 2})
+    with MetricsLogger(Path("~/m.jsonl")) as logger:
+        logger.write({"step": 3})
+    assert load_checkpoint("~/run", {"a": 0}, step=5) == load_eqx("~/run/step_5/state.eqx") == {"a": 1}
+    assert load_eqx("~/m.eqx", {"a": 0}) == {"a": 2}
+    assert read_metrics("~/m.jsonl") == [{"step": 3}]
+    assert RunDir("r", base_dir="~/runs").path.parent == home / "runs"
+    assert {path.name for path in home.iterdir()} == {"run", "m.eqx", "m.jsonl", "runs"}
+    assert list(here.iterdir()) == []
+    for place in ("file:///~/a", tmp_path / "~"):
+        assert "~" in str(place_of(place))
+    with pytest.raises(InvalidValueError, match="The home folder in '~no-such-user/a' is not known"):
+        save_eqx("~no-such-user/a", {})
 
 
 def test_options_that_are_given_win_over_those_of_the_path_by_name() -> None:

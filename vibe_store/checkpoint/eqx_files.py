@@ -43,7 +43,7 @@ def load_eqx(
     bucket is fetched whole, and compared with the manifest that names it.
 
     Args:
-        path: the file, or its URL.
+        path: the file, which may begin with ``~``, or its URL.
         like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
             Without one, the tree comes back as :func:`load_checkpoint` says.
         partial: read only what the template has, of a file that may hold more.
@@ -74,7 +74,7 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
     ``eqx.tree_deserialise_leaves`` reads the file too, as far as plain Equinox can store the leaves.
 
     Args:
-        path: the file, taken as it is (no suffix is added).
+        path: the file, which may begin with ``~``; no suffix is added.
         pytree: any pytree of arrays, typed PRNG keys, Python scalars, strings, bytes and callables (which are
             recorded by name only).
 

@@ -143,7 +143,7 @@ def _opened(
     if isinstance(place, UrlPath):
         found, own = located(place.url, step, place.storage_options)
         return open_directory(found, place.storage_options), own
-    found, own = located(str(place.expanduser()), step, None)
+    found, own = located(str(place), step, None)
     return open_directory(found, None), own
 
 

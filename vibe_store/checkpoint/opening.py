@@ -57,8 +57,7 @@ def locate(
     place = place_of(directory, options)
     if isinstance(place, UrlPath):
         return _locate_by_url(directory, place, options)
-    link = place.expanduser()
-    split = split_step_folder(_target(link) if link.is_symlink() else os.fspath(place))
+    split = split_step_folder(_target(place) if place.is_symlink() else os.fspath(place))
     if split is not None:
         directory, step = split
     return open_directory(directory, options), step

@@ -124,7 +124,7 @@ def _runs_of(directory: str, options: Mapping[str, Any] | None) -> list[RunDir]:
     """Return the runs that a directory holds, or the run that it is."""
     place = place_of(directory, options)
     if isinstance(place, Path):
-        place = place.expanduser().absolute()
+        place = place.absolute()
     return find_runs(place) or [RunDir(base_dir=place.parent, run_id=place.name)]
 
 

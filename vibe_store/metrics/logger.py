@@ -42,7 +42,8 @@ class MetricsLogger:
     log, and its end stores nothing.
 
     Args:
-        path: the file, which is created with its parent folders where it does not exist; or a URL.
+        path: the file, which may begin with ``~`` and is created with its parent folders where it does not
+            exist; or a URL.
         resume_step: the step that the run was restored at. Every line whose ``"step"`` is a number past it is
             dropped, since the resumed run will write it again; lines without such a ``"step"`` stay. A file
             is replaced as a whole, so that dying meanwhile leaves it as it was; of segments the last is

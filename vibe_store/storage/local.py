@@ -34,6 +34,7 @@ from vibe_store.storage.keys import (
     is_key,
 )
 from vibe_store.storage.redaction import without_credentials
+from vibe_store.storage.url_path import with_home
 
 __all__ = ["LocalStorage"]
 
@@ -368,10 +369,7 @@ def _path_of(url: str) -> Path:
             f"{without_credentials(url)!r} is no place on a local disk. Write a path, or 'file:///' and an "
             "absolute path."
         )
-    try:
-        path = Path(text).expanduser() if text == url else Path(text)
-    except RuntimeError as error:
-        raise InvalidValueError(f"The home folder in {url!r} is not known. Write the whole path.") from error
+    path = with_home(text) if text == url else Path(text)
     # Only a path with ".." needs its links resolved to be short; any other is best shown as it was given.
     return path.resolve() if ".." in path.parts else path.absolute()
 

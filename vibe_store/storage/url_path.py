@@ -10,7 +10,7 @@ from vibe_store.errors import InvalidValueError
 from vibe_store.storage.keys import check_key, check_url
 from vibe_store.storage.redaction import without_credentials
 
-__all__ = ["UrlPath", "place_of", "url_path_of"]
+__all__ = ["UrlPath", "place_of", "url_path_of", "with_home"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+._-]*://)(?P<path>.*?)(?P<chain>::.*)?", re.DOTALL)
 _LOCAL = frozenset({"file://", "local://"})
@@ -134,11 +134,11 @@ def url_path_of(place: object, storage_options: Mapping[str, Any] | None = None)
 
 
 def place_of(place: object, storage_options: Mapping[str, Any] | None = None) -> Path | UrlPath:
-    """Return a place as a path of its kind; ``file:///`` is a local one.
+    """Return a place as a path of its kind; ``file:///`` is a local one, and ``~`` is resolved in others.
 
     Raises:
         InvalidValueError: it is a URL that went through ``pathlib``, or malformed; or options were given for
-            the local disk.
+            the local disk; or a home folder is not known.
     """
     url = url_path_of(place, storage_options)
     if url is not None:
@@ -158,7 +158,19 @@ def place_of(place: object, storage_options: Mapping[str, Any] | None = None) ->
             f"{without_credentials(text)!r} is neither a path nor a URL. Write a path, 'file:///' and an "
             "absolute path, or 'scheme://...'."
         )
-    return Path(path)
+    return with_home(path) if path == text else Path(path)
+
+
+def with_home(path: str) -> Path:
+    """Return a path in which a leading ``~`` is the home folder, as shells take it.
+
+    Raises:
+        InvalidValueError: the home folder is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InvalidValueError(f"The home folder in {path!r} is not known. Write the whole path.") from error
 
 
 def _text(place: object) -> str:
