@@ -58,6 +58,13 @@ def test_a_tree_comes_back_in_dicts_and_lists_after_its_paths(tmp_path: Path, se
 
 
 @pytest.mark.parametrize("serializer", SERIALIZERS)
+def test_keys_that_a_path_escapes_come_back_as_they_were(tmp_path: Path, serializer: str) -> None:
+    tree = {"a\nb": {"back\\slash": np.ones(1)}, 'it\'s "q"': np.ones(2), "\x00": np.ones(3)}
+    save_checkpoint(tmp_path, tree, serializer=serializer)
+    assert same(load_checkpoint(tmp_path), tree)
+
+
+@pytest.mark.parametrize("serializer", SERIALIZERS)
 def test_each_leaf_comes_back_as_what_it_was(tmp_path: Path, serializer: str) -> None:
     tree = {
         "bfloat16": jnp.arange(3, dtype=jnp.bfloat16),

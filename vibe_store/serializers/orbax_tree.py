@@ -31,12 +31,12 @@ _NATIVE = frozenset(
 def places(paths: Iterable[str]) -> dict[str, Place]:
     """Return the place of each leaf in Orbax, given the paths of all leaves of a tree.
 
-    Where the natural places would not be certain to be told apart, the tree is a flat dict instead, by path,
-    in the characters that a URL may hold.
+    Where the natural places would not be certain to be told apart, or have names that UTF-8 cannot hold, the
+    tree is a flat dict instead, by path, in the characters that a URL may hold.
     """
     paths = tuple(paths)
     natural = natural_places(paths)
-    if natural is not None:
+    if natural is not None and all(map(_is_utf8, map(stored_name, natural.values()))):
         return natural
     return {path: (quote(path, safe="[]<>()'\". ,:", errors="surrogatepass"),) for path in paths}
 
@@ -44,6 +44,10 @@ def places(paths: Iterable[str]) -> dict[str, Place]:
 def stored_name(place: Place) -> str:
     """Return the name that Orbax stores the array at a place by."""
     return ".".join(map(str, place))
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def has_array(row: Leaf) -> bool:

@@ -1,7 +1,8 @@
 """Where each leaf is in a tree of dicts and lists, found from the paths of a leaf table alone."""
 
+import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 __all__ = ["Place", "natural_places", "nest"]
@@ -12,12 +13,14 @@ Place: TypeAlias = tuple[str | int, ...]
 _MOST_LEVELS = 64
 _MOST_GAPS = 16
 
-# One level of a path of jax.tree_util.keystr: an attribute, an index, a text, or another key without quotes.
+# What repr writes in a text for a character that cannot stand there itself.
+_ESCAPED = r"""\\(?:[\\'"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"""
+
+# One level of a path: an attribute, an index, a text as repr writes it, or another key without quotes.
 _LEVEL = re.compile(
-    r"""\.(?P<attribute>[^\W\d]\w*)
-    | \[(?:<flat\ index\ )?(?P<index>0|[1-9][0-9]{0,8})>?\]
-    | \['(?P<single>(?:[^'\\]|\\.)*)'\]
-    | \["(?P<double>(?:[^"\\]|\\.)*)"\]
+    rf"""\.(?P<attribute>[^\W\d]\w*)
+    | \[(?:<flat\ index\ )?(?P<index>0|[1-9][0-9]{{0,8}})>?\]
+    | \[(?P<text>'(?:[^'\\]|{_ESCAPED})*'|"(?:[^"\\]|{_ESCAPED})*")\]
     | \[(?P<other>[^\[\]'"]+)\]""",
     re.VERBOSE,
 )
@@ -51,6 +54,8 @@ def nest(leaves: Mapping[Place, Any]) -> Any:
 
 def _levels(path: str) -> Place | None:
     """Take a path apart, or return None where that is not certain to be right."""
+    if not path.isprintable():
+        return None
     levels: list[str | int] = []
     position = 0
     while position < len(path):
@@ -58,9 +63,17 @@ def _levels(path: str) -> Place | None:
         if match is None or len(levels) == _MOST_LEVELS:
             return None
         kind = match.lastgroup or ""
-        levels.append(int(match[kind]) if kind == "index" else match[kind])
+        levels.append(_READ.get(kind, str)(match[kind]))
         position = match.end()
-    return tuple(levels) if path.isprintable() else None
+    return tuple(levels)
+
+
+def _unquoted(text: str) -> str:
+    """Return the text of a literal, which is the key itself."""
+    return str(ast.literal_eval(text)) if "\\" in text else text[1:-1]
+
+
+_READ: dict[str, Callable[[str], str | int]] = {"index": int, "text": _unquoted}
 
 
 def _is_unambiguous(found: Iterable[Place]) -> bool:
