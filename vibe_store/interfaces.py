@@ -83,7 +83,8 @@ class Leaf:
     """One row of a leaf table: what one leaf of a saved pytree was.
 
     Attributes:
-        path: where in the tree, as ``jax.tree_util.keystr`` writes it; the root of the tree is ``""``.
+        path: where in the tree, as ``jax.tree_util.keystr`` writes it; the root of the tree is ``""``. Dict
+            keys that are equal are written alike: ``np.int64(1)`` and ``True`` as ``1``.
         kind: what the leaf was.
         dtype: NumPy's (or ml_dtypes') name of the element type of the stored data, where data is stored.
             For a typed key this is the type of its key data.

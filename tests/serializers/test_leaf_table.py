@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -39,6 +42,23 @@ def test_every_kind_of_leaf_is_described() -> None:
         Leaf("[12]", "array", "int4", (3,)),
     )
     assert str(describe(jax.nn.relu)[0].value).endswith(".relu")
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        *((key, "[1]") for key in (1, np.int64(1), np.uint8(1), True, np.True_, 1.0, np.float32(1), 1 + 0j)),
+        *((key, "[1]") for key in (Fraction(1), Decimal(1), ml_dtypes.bfloat16(1))),
+        (np.float64(0.5), "[0.5]"),
+        (float("inf"), "[inf]"),
+        *((key, "['a']") for key in ("a", np.str_("a"))),
+        ((1, np.int64(2)), "[(1, 2)]"),
+    ],
+)
+def test_a_path_does_not_depend_on_the_trees_that_were_described_before(key: Any, path: str) -> None:
+    for other in (np.int64(1), 1, np.str_("a"), "a"):  # to JAX some are the same tree
+        describe({other: 0.0})
+    assert [row.path for row in describe({key: 0.0})] == [path]
 
 
 def test_a_snapshot_is_described_as_the_tree_is() -> None:

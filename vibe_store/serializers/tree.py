@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import functools
+import numbers
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from vibe_store.errors import (
     CorruptCheckpointError,
@@ -252,16 +254,21 @@ def dtype_named(name: str | None) -> np.dtype[Any]:
 
 
 def _paths(tree: PyTree, treedef: Any) -> tuple[str, ...]:
-    """Return the path of each leaf; remembered, since a run saves one structure over and over."""
+    """Return the path of each leaf; remembered, since a run saves one structure over and over.
+
+    To JAX, structures are equal whose dict keys are: so what was remembered of one is also found for others.
+    """
     try:
         known = _known_paths.get(treedef)
-    except TypeError:  # a static field that cannot be hashed
-        return _paths_of(tree)
+    except (TypeError, ValueError):  # a static field that cannot be hashed, or compared
+        return _paths_of(_keys(tree))
     if known is None:
-        known = _paths_of(tree)
-        while len(_known_paths) >= _MOST_KNOWN_PATHS:
-            _known_paths.pop(next(iter(_known_paths)), None)
-        _known_paths[treedef] = known
+        keys = _keys(tree)
+        known = _paths_of(keys)
+        if all(_is_usual(key) for path in keys for key in path):
+            while len(_known_paths) >= _MOST_KNOWN_PATHS:
+                _known_paths.pop(next(iter(_known_paths)), None)
+            _known_paths[treedef] = known
     return known
 
 
@@ -269,9 +276,37 @@ _known_paths: dict[Any, tuple[str, ...]] = {}
 _MOST_KNOWN_PATHS = 16
 
 
-def _paths_of(tree: PyTree) -> tuple[str, ...]:
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return tuple(jax.tree_util.keystr(keys) for keys, _ in pairs)
+def _keys(tree: PyTree) -> list[tuple[Any, ...]]:
+    return [keys for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _paths_of(keys: list[tuple[Any, ...]]) -> tuple[str, ...]:
+    return tuple("".join(map(_level, path)) for path in keys)
+
+
+def _level(key: Any) -> str:
+    return f"[{_plain_key(key.key)!r}]" if isinstance(key, DictKey) else str(key)
+
+
+def _is_usual(key: Any) -> bool:
+    """Whether a key can be compared with any other, and those that equal it are the same text in a path."""
+    if isinstance(key, DictKey):
+        return type(key.key) in (str, int)
+    return isinstance(key, SequenceKey | GetAttrKey | FlattenedIndexKey)
+
+
+def _plain_key(key: Any) -> Any:
+    """Return the text or the whole number that equals a dict key, as 1 does True; else one that equals it."""
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, tuple):
+        return tuple(map(_plain_key, key))
+    if isinstance(key, numbers.Number | np.generic):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # it is not finite, or no number
+            whole = int(getattr(key, "real", 0))
+            if whole == key:
+                return whole
+    return key.item() if isinstance(key, np.generic) else key
 
 
 def _classify(path: str, leaf: Any, *, to_save: bool) -> Leaf:
