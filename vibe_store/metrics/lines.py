@@ -7,7 +7,7 @@ from typing import Any
 
 from vibe_store.errors import InvalidValueError
 
-__all__ = ["encoded", "is_object", "is_past", "kept", "parsed"]
+__all__ = ["encoded", "is_object", "is_past", "kept", "not_loggable", "parsed", "unboxed"]
 
 
 def encoded(metrics: object) -> bytes:
@@ -52,6 +52,31 @@ def kept(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
             yield line
 
 
+def unboxed(value: Any, key: str) -> Any:
+    """Return what a scalar of NumPy or JAX holds, and whatever else as it is; ``key`` is its place.
+
+    Raises:
+        InvalidValueError: it holds nothing yet.
+    """
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except Exception as error:
+        raise InvalidValueError(
+            f"The metric {key!r} is {_described(value)}, which has no value to log (was it traced "
+            "by jax.jit?); log it outside of the traced function."
+        ) from error
+
+
+def not_loggable(value: Any, key: str, hint: str = "") -> InvalidValueError:
+    """Return the error for a value that no log takes."""
+    return InvalidValueError(
+        f"The metric {key!r} is {_described(value)}, but only numbers, strings, booleans, None, and dicts "
+        f"and lists of these can be logged{hint}."
+    )
+
+
 def _plain(value: Any, key: str) -> Any:
     """Turn a value into what JSON can hold; ``key`` is its place, for the message."""
     if value is None or isinstance(value, bool | int | str):
@@ -62,21 +87,11 @@ def _plain(value: Any, key: str) -> Any:
         return _plain_mapping(value, key)
     if isinstance(value, list | tuple):
         return [_plain(element, f"{key}[{index}]") for index, element in enumerate(value)]
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        try:
-            scalar = value.item()
-        except Exception as error:
-            raise InvalidValueError(
-                f"The metric {key!r} is {_described(value)}, which has no value to log (was it traced "
-                "by jax.jit?); log it outside of the traced function."
-            ) from error
-        if scalar is None or isinstance(scalar, bool | int | float | str):
-            return _plain(scalar, key)
+    scalar = unboxed(value, key)
+    if scalar is not value and (scalar is None or isinstance(scalar, bool | int | float | str)):
+        return _plain(scalar, key)
     hint = "; call .tolist() on it first" if hasattr(value, "tolist") and hasattr(value, "shape") else ""
-    raise InvalidValueError(
-        f"The metric {key!r} is {_described(value)}, but only numbers, strings, booleans, None, and dicts "
-        f"and lists of these can be logged{hint}."
-    )
+    raise not_loggable(value, key, hint)
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

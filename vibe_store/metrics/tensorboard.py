@@ -1,12 +1,14 @@
 """TensorBoardLogger: what a run measured, as curves that TensorBoard shows."""
 
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from vibe_store.errors import InvalidValueError, MissingDependencyError
+from vibe_store.metrics.lines import not_loggable, unboxed
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
 
@@ -16,8 +18,9 @@ __all__ = ["TensorBoardLogger", "check_tensorboard"]
 class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
     """Writes each number of a line of metrics as a point of the curve of that name, at the line's ``"step"``.
 
-    Lists are curves of their own (``eval_return_by_seed/0`` and so on); what is no number is left out, as are
-    lines without a step. Points reach the disk within ten seconds, and when the logger is closed.
+    Numbers are those of Python, NumPy and JAX. What is in lists, arrays and dicts has curves of its own
+    (``eval_return_by_seed/0``, ``losses/actor`` and so on). Texts and None are left out, as are lines without
+    a step. Points reach the disk within ten seconds, and when the logger is closed.
 
     Args:
         folder: a local folder for the event files, which is created.
@@ -32,28 +35,58 @@ class TensorBoardLogger(AbstractContextManager["TensorBoardLogger"]):
         self.folder, writer = check_tensorboard(folder)
         purge_step = None if resume_step is None else resume_step + 1
         self._writer = writer(str(self.folder), purge_step=purge_step, flush_secs=10)
+        self._closed = False
 
     def write(self, metrics: Mapping[str, Any], /) -> None:
-        """Add the points of one line."""
-        step = metrics.get("step")
-        if isinstance(step, int):
-            for name, value in metrics.items():
-                if name != "step":
-                    self._add(name, value, step)
+        """Add the points of one line.
 
-    def _add(self, name: str, value: object, step: int) -> None:
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            for index, part in enumerate(value):
-                self._add(f"{name}/{index}", part, step)
-        elif isinstance(value, int | float):
-            self._writer.add_scalar(name, value, step)
+        Raises:
+            InvalidValueError: the step is no whole number, a value is none that
+                :class:`~vibe_store.metrics.MetricsLogger` takes and no array either (the message names its
+                curve), or the logger is closed. Nothing was written.
+        """
+        if self._closed:
+            raise InvalidValueError(
+                f"TensorBoard's log in {self.folder} is closed, so nothing can be written to it."
+            )
+        if metrics.get("step") is None:
+            return
+        step = _whole(metrics["step"])
+        curves = [(name, value) for name, value in metrics.items() if name != "step"]
+        for curve, number in [point for name, value in curves for point in _points(name, value)]:
+            self._writer.add_scalar(curve, number, step)
 
     def close(self) -> None:
         """Write what is left; twice is no error."""
+        self._closed = True
         self._writer.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise InvalidValueError(
+            f"The step of a line of metrics is {step!r}, but TensorBoard's curves go by whole numbers."
+        ) from None
+
+
+def _points(curve: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield the numbers in a value, each with the name of its curve."""
+    value = unboxed(value, curve)
+    if isinstance(value, int | float):
+        yield curve, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _points(f"{curve}/{name}", part)
+    elif isinstance(value, list | tuple) or hasattr(value, "tolist"):
+        for index, part in enumerate(value):
+            yield from _points(f"{curve}/{index}", part)
+    elif value is not None and not isinstance(value, str):
+        raise not_loggable(value, curve)
 
 
 def check_tensorboard(folder: str | os.PathLike[str] | UrlPath) -> tuple[Path, Any]:
