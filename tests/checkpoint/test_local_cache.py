@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from vibe_store.checkpoint import CheckpointManager, load_metadata, save_checkpoint, verify_checkpoint
+from vibe_store.checkpoint import (
+    CheckpointManager,
+    initialize_checkpoint_dir,
+    list_checkpoints,
+    load_metadata,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from vibe_store.checkpoint.looking import load_manifest
-from vibe_store.errors import CorruptCheckpointError, InvalidValueError
+from vibe_store.errors import CorruptCheckpointError, DamagedCheckpointWarning, InvalidValueError
 from vibe_store.interfaces import StorageBackend
 from vibe_store.storage.memory import MemoryStorage
 from vibe_store.testing import Call, Fault, FaultyStorage
@@ -53,6 +60,44 @@ def test_what_is_kept_is_a_checkpoint_like_any_other(
     kept, there = (load_manifest(place, step=4).items["state"] for place in (folder, bucket))
     assert (kept.distribution, kept.leaves) == (there.distribution, there.leaves)
     assert verify_checkpoint(bucket) == []
+
+
+def test_a_run_that_begins_again_keeps_its_own_steps(
+    bucket: StorageBackend, tmp_path: Path, scenarios: ModuleType
+) -> None:
+    with CheckpointManager(bucket, local_cache=tmp_path) as manager:
+        for step in (100, 110):
+            manager.save(step, scenarios.tree(step))
+    manager, _ = initialize_checkpoint_dir(bucket, overwrite=True, local_cache=tmp_path)
+    [folder] = tmp_path.iterdir()
+    with manager:
+        for step, kept in ((10, [10]), (20, [10, 20]), (30, [20, 30])):
+            manager.save(step, scenarios.tree(step))
+            manager.wait()
+            assert [info.step for info in list_checkpoints(folder)] == kept
+
+
+def test_a_run_resumes_without_fetching_what_the_local_disk_has(
+    bucket: StorageBackend, tmp_path: Path, scenarios: ModuleType
+) -> None:
+    _saved(bucket, tmp_path, scenarios)
+    faulty = FaultyStorage(bucket, Fault(_fetches_files))
+    manager, resumed = initialize_checkpoint_dir(faulty, resume=True, local_cache=tmp_path)
+    assert resumed
+    assert scenarios.same(manager.restore(None, scenarios.tree(0)), scenarios.tree(1))
+
+
+def test_a_run_resumes_from_the_bucket_where_the_copy_is_damaged(
+    bucket: StorageBackend, tmp_path: Path, scenarios: ModuleType
+) -> None:
+    _saved(bucket, tmp_path, scenarios, steps=2)
+    [copy] = tmp_path.glob("*/step_2/state.eqx")
+    copy.write_bytes(b"rotten")
+    [key] = [blob.key for blob in bucket.list("step_2/state")]
+    bucket.write(key, bytes(len(bucket.read(key))))
+    with pytest.warns(DamagedCheckpointWarning, match="Step 2 in .* does not verify"):
+        manager, _ = initialize_checkpoint_dir(bucket, resume=True, local_cache=tmp_path)
+    assert manager.latest_step() == 1
 
 
 @pytest.mark.parametrize("how", ["flipped", "gone", "manifest"])

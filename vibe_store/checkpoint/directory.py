@@ -18,6 +18,7 @@ from vibe_store.checkpoint.layout import (
     step_blobs,
     step_folders,
 )
+from vibe_store.checkpoint.local_cache import LocalCache
 from vibe_store.checkpoint.lookup import read_manifest
 from vibe_store.checkpoint.manager import CheckpointManager
 from vibe_store.checkpoint.manifest import Manifest
@@ -68,7 +69,8 @@ def initialize_checkpoint_dir(
 
     With ``resume`` the newest checkpoint is verified, as far as ``verify`` says. One that does not verify is
     set aside (its manifest is renamed, nothing is deleted) with a warning, and the one before it is tried, so
-    that ``latest_step()`` of the manager then names one that restores. With ``overwrite`` every ``step_N``
+    that ``latest_step()`` of the manager then names one that restores. Where ``local_cache`` has a whole copy
+    of it, that is verified, and of the files elsewhere only the sizes. With ``overwrite`` every ``step_N``
     folder and ``best`` go; files that are no checkpoints stay.
 
     In a bucket, or whatever else cannot be locked, this process becomes the writer at once, and the one
@@ -117,7 +119,8 @@ def initialize_checkpoint_dir(
     if overwrite:
         _wipe(storage)
     if resume:
-        _set_damaged_aside(storage, verify)
+        cache = None if local_cache is None else LocalCache(local_cache, storage)
+        _set_damaged_aside(storage, verify, cache)
         return manager, manager.latest_step() is not None
     return manager, False
 
@@ -186,12 +189,12 @@ def _wipe(storage: StorageBackend) -> None:
         best.unlink()
 
 
-def _set_damaged_aside(storage: StorageBackend, verify: Verify) -> None:
+def _set_damaged_aside(storage: StorageBackend, verify: Verify, cache: LocalCache | None) -> None:
     """Make the highest listed step one that verifies, by renaming the manifests of those that do not."""
     steps = [folder.step for folder in step_folders(storage, frozenset()) if folder.status == "committed"]
     for step in reversed(steps):
         try:
-            of_one_manifest(storage, step, partial(_check_files, storage, step, verify))
+            of_one_manifest(storage, step, partial(_check_files, storage, step, verify, cache))
         except CheckpointNotFoundError:
             continue  # deleted meanwhile
         except CorruptCheckpointError as error:
@@ -206,7 +209,11 @@ def _set_damaged_aside(storage: StorageBackend, verify: Verify) -> None:
             return
 
 
-def _check_files(storage: StorageBackend, step: int, verify: Verify, manifest: Manifest) -> None:
+def _check_files(
+    storage: StorageBackend, step: int, verify: Verify, cache: LocalCache | None, manifest: Manifest
+) -> None:
+    if verify == "full" and cache is not None and cache.verifies(step, manifest):
+        verify = "sizes"  # restore takes the copy, and what is in the bucket need not be fetched
     for file in manifest.files:
         check_file(storage, folder_of(step), file, verify=verify)
 

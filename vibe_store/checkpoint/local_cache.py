@@ -11,14 +11,14 @@ import xxhash
 
 from vibe_store.checkpoint.commit import Draft, StagedItem, commit, delete_steps
 from vibe_store.checkpoint.committed import CommittedSteps
-from vibe_store.checkpoint.layout import METADATA
+from vibe_store.checkpoint.layout import METADATA, folder_of
 from vibe_store.checkpoint.lookup import read_manifest
 from vibe_store.checkpoint.manifest import Manifest, same_content
 from vibe_store.checkpoint.reading import load_items
+from vibe_store.checkpoint.source import check_file
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend
-from vibe_store.retention import latest
 from vibe_store.storage.local import LocalStorage
 
 __all__ = ["LocalCache"]
@@ -45,13 +45,20 @@ class LocalCache:
         )
 
     def keep(self, manifest: Manifest, staging: Path) -> None:
-        """Take the staged files of a checkpoint that was just committed, and let go of older ones."""
+        """Take the staged files of a checkpoint that was just committed, and let go of others.
+
+        What stays are this one and the one before it.
+        """
         try:
             lease = become_writer(self._storage, "one-shot")
             try:
                 commit(self._storage, _draft(manifest, staging), replace=True)
                 committed = CommittedSteps(self._storage).look()
-                doomed = latest(_NEWEST)([step.info for step in committed.values()])
+                # Higher ones are of a run before this one, which began again further back.
+                reached = [
+                    step for step in sorted(committed) if manifest.step is None or step <= manifest.step
+                ]
+                doomed = committed.keys() - set(reached[-_NEWEST:])
                 delete_steps(self._storage, {step: committed[step].keys for step in doomed})
             finally:
                 lease.release()
@@ -67,11 +74,8 @@ class LocalCache:
             CheckpointNotFoundError: the directory has no such step, or it has no such item.
             TemplateMismatchError: a template and an item differ.
         """
-        try:
-            here = read_manifest(self._storage, step)
-        except (CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError):
-            return None
-        if not same_content(here, read_manifest(self._of, step)):
+        here = self._manifest(step)
+        if here is None or not same_content(here, read_manifest(self._of, step)):
             return None
         try:
             return load_items(self._storage, step, likes, partial=partial, serializer=serializer)
@@ -79,6 +83,25 @@ class LocalCache:
             raise
         except (OSError, CorruptCheckpointError) as error:
             _log.warning("The copy of step %d on this disk is passed over: %s", step, error)
+            return None
+
+    def verifies(self, step: int, there: Manifest) -> bool:
+        """Whether the checkpoint of this manifest is here too, the same and undamaged."""
+        here = self._manifest(step)
+        if here is None or not same_content(here, there):
+            return False
+        try:
+            for file in here.files:
+                check_file(self._storage, folder_of(step), file)
+        except (OSError, CorruptCheckpointError) as error:
+            _log.warning("The copy of step %d on this disk is passed over: %s", step, error)
+            return False
+        return True
+
+    def _manifest(self, step: int) -> Manifest | None:
+        try:
+            return read_manifest(self._storage, step)
+        except (CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError):
             return None
 
 
