@@ -89,6 +89,7 @@ def test_numbers_that_json_lacks_are_written_as_strings_that_float_reads(tmp_pat
         ({"z": 1j}, "'z' is of type complex"),
         ({"z": np.complex64(1)}, "'z' is of type complex64"),
         ({"when": np.datetime64("2026-01-01")}, "'when' is of type datetime64"),
+        ({"a": [10**5000]}, r"'a\[0\]' is a whole number of more than 4300 digits"),
         ({"raw": b"x"}, "'raw' is of type bytes"),
         ({3: 1}, "must be strings, but one is 3"),
         ({"by_env": {3: 1}}, "must be strings, but one in 'by_env' is 3"),

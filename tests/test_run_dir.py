@@ -132,8 +132,8 @@ def test_a_config_that_is_no_json_is_refused_by_path_and_the_old_one_stays(run: 
     with pytest.raises(InvalidValueError, match="config is a dict"):
         run.save_config(_Config)
     assert run.load_config() == {"a": 1}
-    for text in ("{", "[1]"):
-        run.config_path.write_text(text)
+    for data in (b"{", b"[1]", b'{"a": "\xff"}'):
+        run.config_path.write_bytes(data)
         with pytest.raises(InvalidValueError, match=r"config\.json"):
             run.load_config()
 

@@ -50,6 +50,7 @@ _ADVICE = {
     errno.EACCES: "Check the permissions of the folder, or choose another place",
     errno.EPERM: "Check the permissions of the folder, or choose another place",
     errno.EROFS: "Choose a place that can be written to",
+    errno.ENOTDIR: "A part of its path is a file, so choose another place",
     errno.ENAMETOOLONG: "Choose shorter names",
 }
 

@@ -244,7 +244,10 @@ def _check_mode(mode: object) -> None:
 
 
 def _positive(name: str, meaning: str, value: object) -> int:
-    number = index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+    try:
+        number = 0 if isinstance(value, bool) else index(value)  # type: ignore[arg-type] # may raise
+    except TypeError:  # which arrays raise that are no whole number
+        number = 0
     if number < 1:
         raise InvalidValueError(f"{name} is {meaning}, a whole number, 1 or more; got {value!r}.")
     return number

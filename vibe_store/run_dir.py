@@ -119,15 +119,17 @@ class RunDir:
             _check_nesting(self.path)
 
     def load_config(self) -> dict[str, Any] | None:
-        """Return what :meth:`save_config` wrote; None where nothing was written."""
+        """Return what :meth:`save_config` wrote; None where nothing was written.
+
+        Raises:
+            InvalidValueError: the file holds no JSON object.
+        """
         where = without_credentials(str(self.config_path))
         try:
-            text = self._read_config()
+            config = json.loads(self._read_config())
         except FileNotFoundError:
             return None
-        try:
-            config = json.loads(text)
-        except ValueError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise InvalidValueError(f"{where} is no JSON: {error}.") from error
         if not isinstance(config, Mapping):
             raise InvalidValueError(f"{where} holds no JSON object.")

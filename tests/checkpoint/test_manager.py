@@ -237,7 +237,7 @@ def test_a_closed_manager_writes_nothing_on_or_off_the_interval_and_locks_nobody
     assert manager.all_steps() == [10, 30]
 
 
-@pytest.mark.parametrize("step", [-1, True, 1.0, "5", None, np.float32(1)])
+@pytest.mark.parametrize("step", [-1, True, 1.0, "5", None, np.float32(1), jnp.float32(5), np.array(5.0)])
 def test_a_step_that_is_no_whole_number_from_zero_up_is_refused(tmp_path: Path, step: Any) -> None:
     manager = CheckpointManager(tmp_path)
     with pytest.raises(InvalidValueError, match="A step is"):
@@ -274,6 +274,7 @@ def test_metrics_that_are_no_dict_are_refused(tmp_path: Path, metrics: Any) -> N
         ({"a": {5: 1}}, r"metadata\['a'\] has the key 5"),
         ({"a": [object()]}, r"metadata\['a'\]\[0\] is <object"),
         ({"a": np.float32(1)}, r"metadata\['a'\] is .* of type float32"),
+        ({"a": [10**5000]}, r"metadata\['a'\]\[0\] is a whole number of more than 4300 digits"),
         ([1], "metadata is a dict"),
     ],
 )
@@ -295,10 +296,12 @@ def test_metadata_that_contains_itself_is_refused(tmp_path: Path) -> None:
     [
         ({"max_to_keep": 0}, "max_to_keep .* 1 or more; got 0"),
         ({"keep_period": 0}, "keep_period .* got 0"),
+        ({"keep_period": np.array(2.0)}, r"keep_period .* got array\(2\.\)"),
         ({"save_interval_steps": 0}, "save_interval_steps .* got 0"),
         ({"save_interval_steps": 1.5}, r"save_interval_steps .* got 1\.5"),
         ({"async_timeout_secs": 0}, "async_timeout_secs .* got 0"),
         ({"async_timeout_secs": "1"}, "async_timeout_secs .* got '1'"),
+        ({"best_fn": "loss"}, "best_fn is a function .* got 'loss'"),
         ({"best_mode": "best"}, "best_mode .* got 'best'"),
     ],
 )
@@ -400,4 +403,12 @@ def test_a_best_fn_that_returns_no_number_is_refused_at_the_save(tmp_path: Path,
     manager = CheckpointManager(tmp_path, best_fn=lambda _: rank)
     with pytest.raises(InvalidValueError, match="best_fn returned"):
         manager.save(1, {}, metrics={"loss": 1.0})
+    assert manager.all_steps() == []
+
+
+def test_a_best_fn_that_raises_is_told_with_its_metrics_at_the_save(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, best_fn=lambda metrics: 1 / metrics["loss"])
+    said = r"best_fn raised ZeroDivisionError for the metrics \{'loss': 0\.0\}"
+    with pytest.raises(InvalidValueError, match=said):
+        manager.save(1, {}, metrics={"loss": 0.0})
     assert manager.all_steps() == []

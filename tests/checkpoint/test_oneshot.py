@@ -288,6 +288,11 @@ def test_unreplicate_refuses_an_array_without_axes_by_path(tmp_path: Path, leaf:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_unreplicate_refuses_an_array_without_replicas_by_path(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLeafError, match=r"\['a'\] has the shape \(0, 3\), so it has no first"):
+        save_checkpoint(tmp_path, {"a": jnp.ones((0, 3))}, unreplicate=True)
+
+
 def test_replicate_to_broadcasts_every_array_and_leaves_what_is_no_array(tmp_path: Path) -> None:
     tree = {"a": jnp.arange(3.0), "n": np.arange(2), "key": jax.random.key(0), "f": jax.nn.relu, "i": 3}
     save_checkpoint(tmp_path, tree)
@@ -308,7 +313,9 @@ def test_a_bad_argument_is_refused_before_anything_is_written(tmp_path: Path) ->
         ({"step": -1}, "A step is"),
         ({"metadata": {"a": {1, 2}}}, r"metadata\['a'\]"),
         ({"metrics": {"loss": "low"}}, "The metric 'loss'"),
+        ({"metrics": {"loss": 10**5000}}, "The metric 'loss' is a number too large"),
         ({"items": [1]}, "items is a dict"),
+        ({"serializer": 123}, "serializer is the name of a serializer, or one, .* got 123"),
     ):
         with pytest.raises(InvalidValueError, match=message):
             save_checkpoint(tmp_path, {}, **options)  # type: ignore[arg-type]  # a wrong type, or any, is the point

@@ -100,6 +100,7 @@ def test_a_metric_that_no_checkpoint_has_deletes_nothing(filled: StorageBackend)
         ({"best_mode": "max"}, "give that too"),
         ({"keep_period": 0}, "keep_period"),
         ({"dead_after_secs": -1}, "dead_after_secs"),
+        ({"dead_after_secs": "1"}, "dead_after_secs is a number of seconds, 0 or more; got '1'"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused(

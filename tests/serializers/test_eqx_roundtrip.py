@@ -130,6 +130,14 @@ def test_a_folder_is_refused(function: Callable[..., Any], tmp_path: Path) -> No
         function(tmp_path, 1)
 
 
+def test_a_parent_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        NotADirectoryError, match=r"Could not write '.*/file/x/m\.eqx': Not a directory\. A part"
+    ):
+        save_eqx(tmp_path / "file" / "x" / "m.eqx", 1)
+
+
 def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "tree.eqx"
     save_eqx(path, np.arange(3))

@@ -3,6 +3,8 @@
 import functools
 import json
 import math
+import operator
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +17,16 @@ __all__ = ["STATE", "check_items", "check_json_object", "check_metrics", "check_
 STATE = "state"
 """The item that holds the pytree which is passed to ``save`` itself."""
 
+# Python reads no number of more digits, unless it is told to.
+_TOO_LARGE: int = 10**sys.int_info.default_max_str_digits
+
 
 def check_positive(name: str, value: object) -> int:
     """Return a whole number of 1 or more, or raise."""
-    number = int(value.__index__()) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type] # may raise
+    except TypeError:  # which arrays raise that are no whole number
+        number = 0
     if number < 1:
         raise InvalidValueError(f"{name} is a whole number, 1 or more; got {value!r}.")
     return number
@@ -75,7 +83,11 @@ def _metric(name: object, value: Any) -> float:
         if isinstance(value, bool | str | bytes):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise InvalidValueError(
+            f"The metric {name!r} is a number too large for a float. Pass a smaller one, or leave it out."
+        ) from None
+    except (TypeError, ValueError):
         raise InvalidValueError(
             f"The metric {name!r} is {value!r}, which is no number. Pass a float, or leave it out."
         ) from None
@@ -89,8 +101,10 @@ def _text(name: object) -> str:
 
 def _is_json(value: Any) -> bool:
     """Whether JSON can hold a value as it is; every save asks, so it builds no text on the way."""
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, str):
         return True
+    if isinstance(value, int):
+        return -_TOO_LARGE < value < _TOO_LARGE
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, (list, tuple)):
@@ -104,6 +118,11 @@ def _refuse_json(value: Any, path: str) -> None:
     """Raise for the first thing in a value that JSON cannot hold; do nothing where there is none."""
     if _is_json(value):
         return
+    if isinstance(value, int):
+        raise InvalidValueError(
+            f"{path} is a whole number of more than {sys.int_info.default_max_str_digits} digits, which "
+            "would not be read again. Leave it out or pass text."
+        )
     if isinstance(value, float):
         raise InvalidValueError(f"{path} is {value}, which JSON cannot hold. Leave it out or pass text.")
     if isinstance(value, Mapping):

@@ -210,6 +210,8 @@ def _places(
     target_options: Mapping[str, Any] | None,
 ) -> tuple[StorageBackend, StorageBackend, list[int] | None]:
     """Return both storages, and the steps to copy; None for all."""
+    if steps is not None and not isinstance(steps, Iterable):
+        raise InvalidValueError(f"steps is a list of steps, or None for all; got {steps!r}.")
     chosen = None if steps is None else sorted({check_step(step) for step in steps})
     origin, only = locate(source, None, source_options)
     goal, inside = locate(target, None, target_options)

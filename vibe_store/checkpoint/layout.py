@@ -1,5 +1,6 @@
 """Where things are in a directory of checkpoints: the names, and what a listing of them means."""
 
+import operator
 import re
 import secrets
 import time
@@ -80,11 +81,14 @@ class StepFolder:
 
 def check_step(step: object) -> int:
     """Return ``step`` as an int, or raise: a step is an int (NumPy's and JAX's count) of 0 or more."""
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
+    try:
+        number = None if isinstance(step, bool) else operator.index(step)  # type: ignore[arg-type] # may raise
+    except TypeError:  # which arrays raise that are no whole number
+        number = None
+    if number is None:
         raise InvalidValueError(
             f"A step is a whole number, 0 or more; got {step!r} of type {type(step).__name__}."
         )
-    number = int(step.__index__())
     if number < 0:
         raise InvalidValueError(f"A step is 0 or more; got {number}.")
     if number > MAX_STEP:

@@ -28,7 +28,15 @@ from vibe_store.checkpoint.opening import Directory, open_directory
 from vibe_store.checkpoint.pruning import doomed_steps
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
 from vibe_store.checkpoint.requests import Requests
-from vibe_store.checkpoint.settings import check_mode, check_rank, check_seconds, check_timeout, policy_of
+from vibe_store.checkpoint.settings import (
+    check_best_fn,
+    check_mode,
+    check_rank,
+    check_seconds,
+    check_timeout,
+    policy_of,
+    serializer_of,
+)
 from vibe_store.checkpoint.step_index import committed_steps, latest_step
 from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.checkpoint.writer import become_writer
@@ -54,7 +62,6 @@ from vibe_store.interfaces import (
     StorageBackend,
     Verify,
 )
-from vibe_store.registry import get_serializer
 from vibe_store.retention import BestFn, best
 
 __all__ = ["CheckpointManager"]
@@ -126,9 +133,9 @@ class CheckpointManager(Checkpointer):
         self._background = (
             None if async_timeout_secs is None else BackgroundSave(check_timeout(async_timeout_secs))
         )
-        self._best_fn, self._best_mode = best_fn, check_mode(best_mode)
+        self._best_fn, self._best_mode = check_best_fn(best_fn), check_mode(best_mode)
         self._verify = check_verify(verify)
-        self._serializer = get_serializer(serializer) if isinstance(serializer, str) else serializer
+        self._serializer = serializer_of(serializer)
         self._storage = open_directory(directory, storage_options)
         self._is_local = is_local(self._storage)
         self._dead_after_secs = check_seconds("dead_after_secs", dead_after_secs)

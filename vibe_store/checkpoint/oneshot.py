@@ -23,6 +23,7 @@ from vibe_store.checkpoint.manifest import MAX_JSON_BYTES, strict_json
 from vibe_store.checkpoint.opening import Directory, locate
 from vibe_store.checkpoint.pending import pending_keys
 from vibe_store.checkpoint.reading import check_verify, load_items, load_metadata_of
+from vibe_store.checkpoint.settings import serializer_of
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import (
     CheckpointNotFoundError,
@@ -30,7 +31,6 @@ from vibe_store.errors import (
     UnsupportedLeafError,
 )
 from vibe_store.interfaces import PyTree, Serializer, StorageBackend, Verify
-from vibe_store.registry import get_serializer
 from vibe_store.serializers import eqx
 
 __all__ = ["load_checkpoint", "load_metadata", "save_checkpoint"]
@@ -76,7 +76,7 @@ def save_checkpoint(
     )
     if unreplicate:
         trees = {name: _first_replica(tree) for name, tree in trees.items()}
-    writer = get_serializer(serializer) if isinstance(serializer, str) else serializer
+    writer = serializer_of(serializer)
     content = Content(trees, described, check_metrics(metrics))
     lease = become_writer(storage, "one-shot")
     try:
@@ -192,6 +192,11 @@ def _first_replica(tree: PyTree) -> PyTree:
             raise UnsupportedLeafError(
                 f"The leaf {jax.tree_util.keystr(path) or 'at the root'} is a 0-d array, "
                 "so it has no device axis to take the first replica of. Save without unreplicate=True."
+            )
+        if not len(leaf):
+            raise UnsupportedLeafError(
+                f"The leaf {jax.tree_util.keystr(path) or 'at the root'} has the shape {leaf.shape}, so it "
+                "has no first replica. Save without unreplicate=True."
             )
         return leaf[0]
 

@@ -10,6 +10,7 @@ from vibe_store.checkpoint.commit import delete_steps
 from vibe_store.checkpoint.committed import CommittedSteps
 from vibe_store.checkpoint.layout import OWN, is_local, read_best
 from vibe_store.checkpoint.opening import Directory, open_directory
+from vibe_store.checkpoint.settings import check_seconds
 from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.errors import InvalidValueError
@@ -70,10 +71,7 @@ def prune_checkpoints(
         WriterLockedError: another process is writing to a local directory.
     """
     period = None if keep_period is None else check_positive("keep_period", keep_period)
-    if isinstance(dead_after_secs, bool) or not dead_after_secs >= 0:
-        raise InvalidValueError(
-            f"dead_after_secs is a number of seconds, 0 or more; got {dead_after_secs!r}."
-        )
+    dead_after_secs = check_seconds("dead_after_secs", dead_after_secs)
     ranking = _ranking(best_metric, best_mode)
     storage = open_directory(directory, storage_options)
 

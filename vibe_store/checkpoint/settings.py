@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from typing import Literal
 
 from vibe_store.errors import InvalidValueError
-from vibe_store.interfaces import RetentionPolicy
-from vibe_store.registry import get_retention
+from vibe_store.interfaces import RetentionPolicy, Serializer
+from vibe_store.registry import get_retention, get_serializer
 from vibe_store.retention import BestFn, latest
 
-__all__ = ["check_mode", "check_rank", "check_seconds", "check_timeout", "policy_of"]
+__all__ = [
+    "check_best_fn",
+    "check_mode",
+    "check_rank",
+    "check_seconds",
+    "check_timeout",
+    "policy_of",
+    "serializer_of",
+]
 
 
 def policy_of(retention: str | RetentionPolicy | None, max_to_keep: int) -> RetentionPolicy:
@@ -31,6 +39,27 @@ def check_mode(mode: str) -> Literal["min", "max"]:
     if mode == "max":
         return "max"
     raise InvalidValueError(f'best_mode is "min" or "max"; got {mode!r}.')
+
+
+def check_best_fn(best_fn: BestFn | None) -> BestFn | None:
+    """Return a function that ranks, or None, or raise."""
+    if best_fn is not None and not callable(best_fn):
+        raise InvalidValueError(
+            "best_fn is a function from metrics to a number, such as lambda metrics: metrics['loss']; "
+            f"got {best_fn!r}."
+        )
+    return best_fn
+
+
+def serializer_of(serializer: str | Serializer) -> Serializer:
+    """Return a serializer by its name, or itself, or raise."""
+    if isinstance(serializer, str):
+        return get_serializer(serializer)
+    if not isinstance(serializer, Serializer):
+        raise InvalidValueError(
+            f'serializer is the name of a serializer, or one, "eqx" say; got {serializer!r}.'
+        )
+    return serializer
 
 
 def check_timeout(seconds: float) -> float:
@@ -56,6 +85,11 @@ def check_rank(best_fn: BestFn, metrics: Mapping[str, float]) -> None:
         rank = best_fn(metrics)
     except KeyError:
         return
+    except Exception as error:
+        raise InvalidValueError(
+            f"best_fn raised {type(error).__name__} for the metrics {dict(metrics)}: {error}. It has to "
+            "return a number; NaN, for a checkpoint that is never best."
+        ) from error
     try:
         float(rank)
     except (TypeError, ValueError):

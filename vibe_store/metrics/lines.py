@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -79,8 +80,10 @@ def not_loggable(value: Any, key: str, hint: str = "") -> InvalidValueError:
 
 def _plain(value: Any, key: str) -> Any:
     """Turn a value into what JSON can hold; ``key`` is its place, for the message."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, str):
         return value
+    if isinstance(value, int):
+        return _checked_int(value, key)
     if isinstance(value, float):
         return value if math.isfinite(value) else _NON_FINITE[str(float(value))]
     if isinstance(value, Mapping):
@@ -92,6 +95,16 @@ def _plain(value: Any, key: str) -> Any:
         return _plain(scalar, key)
     hint = "; call .tolist() on it first" if hasattr(value, "tolist") and hasattr(value, "shape") else ""
     raise not_loggable(value, key, hint)
+
+
+def _checked_int(value: int, key: str) -> int:
+    digits = sys.int_info.default_max_str_digits
+    if not -(10**digits) < value < 10**digits:
+        raise InvalidValueError(
+            f"The metric {key!r} is a whole number of more than {digits} digits, which would not be read "
+            "again; log it as a float or a string."
+        )
+    return value
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

@@ -84,8 +84,9 @@ def save_eqx(path: str | os.PathLike[str], pytree: PyTree) -> None:
     target = Path(os.path.realpath(path))
     flat = flatten(pytree, to_save=True)
     values = to_host(flat)
-    mode = _mode(target)
-    remove_abandoned(target.parent)
+    with explained(f"write '{target}'"):
+        mode = _mode(target)
+        remove_abandoned(target.parent)
     with (
         explained(f"write '{target}'"),
         discarded(*in_folder(target.parent, lambda: open_temporary(target.parent), sync_path)) as opened,

@@ -10,7 +10,7 @@ from vibe_store_template.serializer import RawSerializer
 from vibe_store_template.storage import SqliteStorage
 
 from vibe_store import CheckpointManager
-from vibe_store.errors import TemplateMismatchError
+from vibe_store.errors import InvalidValueError, TemplateMismatchError
 from vibe_store.interfaces import StorageBackend
 
 
@@ -31,6 +31,17 @@ def test_a_run_in_a_database_keeps_its_records_and_is_restored(tmp_path: Path) -
         with pytest.raises(TemplateMismatchError, match="shape"):
             manager.restore(4, {"w": np.zeros(4, int), "name": ""})
     assert [path.name for path in tmp_path.iterdir()] == ["run.db"]
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.db").write_bytes(b"no database" * 100)
+    with pytest.raises(OSError, match=r"sqlite://.*run\.db: file is not a database"):
+        SqliteStorage(f"sqlite://{tmp_path}/run.db").read("key")
+
+
+def test_a_mode_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match='mode is "min" or "max", whichever is best; got \'bogus\''):
+        Records(mode="bogus")  # type: ignore[arg-type]  # a wrong value is the point
 
 
 @pytest.mark.parametrize("provider", [SqliteStorage, RawSerializer, Records])

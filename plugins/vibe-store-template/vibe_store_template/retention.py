@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import CheckpointInfo
 
 
@@ -18,6 +19,10 @@ class Records:
 
     metric: str = "eval_return"
     mode: Literal["min", "max"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise InvalidValueError(f'mode is "min" or "max", whichever is best; got {self.mode!r}.')
 
     def __call__(self, checkpoints: Sequence[CheckpointInfo], /) -> frozenset[int]:
         """Return the steps to delete, out of ``checkpoints``, which are sorted by step."""

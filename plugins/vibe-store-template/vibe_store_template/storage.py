@@ -62,5 +62,7 @@ class SqliteStorage(StorageBackend):
                 database.execute("PRAGMA synchronous = EXTRA")  # what was written outlives a power failure
                 database.execute(_TABLE)
                 return database.execute(sql, values).fetchall()
-        except sqlite3.OperationalError as error:
+        except sqlite3.IntegrityError:
+            raise  # which write tells what it means
+        except sqlite3.DatabaseError as error:
             raise OSError(f"{self.url}: {error}") from error
