@@ -455,6 +455,12 @@ class TransferChecks(_Checks):
             assert len(proxy.requests) == 1
         assert (tmp_path / "target").read_bytes() == b"small"
 
+    def test_a_read_from_far_on_to_an_end_that_is_not_said_has_its_time_too(
+        self, storage: StorageBackend
+    ) -> None:
+        storage.write("k", b"1")
+        assert storage.read("k", 1 << 30) == b""
+
     def test_transfers_of_many_files_are_so_many_at_once(
         self, storage: StorageBackend, proxy: Proxy, tmp_path: Path
     ) -> None:

@@ -175,7 +175,7 @@ class ObjectStore(StorageBackend):
             blocks.clear()
             return await self._fetch(name, start, end, None, blocks.append)
 
-        extent = await self._calls.request(send, size=(end or _FIRST) - start)
+        extent = await self._calls.request(send, size=_FIRST if end is None else end - start)
         return bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks), extent
 
     def write(self, key: str, data: bytes, *, overwrite: bool = True, durable: bool = True) -> None:
