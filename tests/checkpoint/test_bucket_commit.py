@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from vibe_store.checkpoint import (
     verify_checkpoint,
 )
 from vibe_store.checkpoint.unnamed import sweep_unnamed
-from vibe_store.errors import CorruptCheckpointError, SaveFailedError
+from vibe_store.errors import CorruptCheckpointError, InvalidValueError, SaveFailedError
 from vibe_store.interfaces import Blob, SavedItem, StorageBackend
 from vibe_store.serializers.eqx import EqxSerializer
 from vibe_store.storage.memory import MemoryStorage
@@ -194,6 +195,33 @@ def test_manifests_are_read_several_at_once(bucket: StorageBackend) -> None:
 
     assert len(list_checkpoints(Reading(bucket))) == 20
     assert not began.broken
+
+
+@pytest.mark.parametrize("serializer", ["eqx", "orbax"])
+def test_an_item_of_the_longest_name_comes_back(bucket: StorageBackend, serializer: str) -> None:
+    if serializer == "orbax":
+        pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+    name = "x" * 200
+    with CheckpointManager(bucket, serializer=serializer) as manager:
+        manager.save(1, _TREE, items={name: {"a": 1}})
+        assert manager.restore(1, _TREE, items={name: {"a": 0}})[1] == {name: {"a": 1}}
+
+
+def test_a_file_that_no_reader_would_take_is_refused_before_the_commit(bucket: StorageBackend) -> None:
+    class Verbose(EqxSerializer):
+        def save(self, tree: Any, directory: Path, item: str) -> SavedItem:
+            saved = super().save(tree, directory, item)
+            (file,) = saved.files
+            long = "x" * 240
+            (directory / file.name).rename(directory / long)
+            return replace(saved, files=(replace(file, name=long),))
+
+    save_checkpoint(bucket, _TREE, step=1)
+    before = [blob.key for blob in bucket.list("step_")]
+    with pytest.raises(InvalidValueError, match="'state' cannot be saved, since nobody could read it again"):
+        save_checkpoint(bucket, {"w": 1}, step=1, serializer=Verbose())
+    assert [blob.key for blob in bucket.list("step_")] == before
+    assert verify_checkpoint(bucket) == []
 
 
 # What no manifest names.

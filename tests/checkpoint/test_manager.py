@@ -141,7 +141,9 @@ def test_items_load_apart_and_the_state_alone_does_not_need_them(
             manager.restore(None, scenarios.tree(0), items={"other": scenarios.tree(0)})
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a.b", "state", "State", "manifest", "metadata", 3])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", "-x", "a.b", "state", "State", "manifest", "metadata", "x" * 201, 3]
+)
 def test_an_item_name_that_cannot_be_a_file_name_is_refused(tmp_path: Path, name: Any) -> None:
     with pytest.raises(InvalidValueError, match="The item name"):
         CheckpointManager(tmp_path).save(1, {}, items={name: {}})

@@ -20,6 +20,9 @@ STATE = "state"
 # Python reads no number of more digits, unless it is told to.
 _TOO_LARGE: int = 10**sys.int_info.default_max_str_digits
 
+_MAX_ITEM_NAME = 200
+"""On disks a name has 255 bytes at most, and files add the id of an attempt and what tells their kind."""
+
 
 def check_positive(name: str, value: object) -> int:
     """Return a whole number of 1 or more, or raise."""
@@ -47,6 +50,11 @@ def _check_item_name(name: object) -> None:
         raise InvalidValueError(
             f"The item name {name!r} cannot be used: it becomes a file name, "
             "so give letters, digits, '_' and '-', not beginning with '-'."
+        )
+    if len(name) > _MAX_ITEM_NAME:
+        raise InvalidValueError(
+            f"The item name {name[:20]!r}... has {len(name)} characters, and as it becomes part of file "
+            f"names, {_MAX_ITEM_NAME} are the most. Choose a shorter one."
         )
     if name.lower() in {STATE, "manifest", "metadata", "best", "pinned"}:
         raise InvalidValueError(f"The item name {name!r} is taken; choose another.")

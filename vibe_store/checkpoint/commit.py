@@ -100,6 +100,7 @@ def commit(
         keep: called with the manifest and the staging folder when all is committed, unless on a local disk.
 
     Raises:
+        InvalidValueError: no reader would take its manifest; nothing of it is committed.
         StepAlreadyExistsError: there is one, and ``replace`` is False.
         OSError: the storage failed; what was there before is there still, and nothing of the new one is seen.
     """
@@ -139,14 +140,15 @@ def _commit_on_disk(storage: StorageBackend, draft: Draft, *, replace: bool) -> 
         names = [file.name for item in items for file in item.files] + ([METADATA] if metadata else [])
         keys = _claim_keys(storage, attempt, folder, names, old_keys)
         manifest = _manifest(draft, attempt, items, metadata, keys)
+        data = encode(manifest)
         new_keys = {f"{folder}{key}" for key in keys.values()}
         try:
             for name, key in keys.items():
                 storage.put(staging / name, f"{folder}{key}", move=True, durable=False)
             if replace:
-                old_keys = _replace_manifest(storage, manifest, new_keys, old_keys)
+                old_keys = _replace_manifest(storage, manifest, data, new_keys, old_keys)
             else:
-                _create_manifest(storage, manifest)
+                _create_manifest(storage, manifest, data)
         except BaseException:
             _undo(storage, draft.step, attempt, new_keys)
             raise
@@ -167,6 +169,7 @@ def _commit_elsewhere(
         try:
             items, metadata = _store(storage, draft, attempt, staging, keys)
             manifest = _manifest(draft, attempt, items, metadata, keys)
+            data = encode(manifest)
             check()
         except BaseException:
             _discard(storage, attempt, [f"{folder}{key}" for key in keys.values()])
@@ -174,9 +177,9 @@ def _commit_elsewhere(
         new_keys, old_keys = {f"{folder}{key}" for key in keys.values()}, None
         try:
             if replace:
-                old_keys = _replace_manifest(storage, manifest, new_keys, None)
+                old_keys = _replace_manifest(storage, manifest, data, new_keys, None)
             else:
-                _create_manifest(storage, manifest)
+                _create_manifest(storage, manifest, data)
         except StepAlreadyExistsError:
             _discard(storage, attempt, new_keys)
             raise
@@ -262,10 +265,10 @@ def _already_exists(storage: StorageBackend, step: int | None) -> StepAlreadyExi
     )
 
 
-def _create_manifest(storage: StorageBackend, manifest: Manifest) -> None:
+def _create_manifest(storage: StorageBackend, manifest: Manifest, data: bytes) -> None:
     key = f"{folder_of(manifest.step)}{MANIFEST}"
     try:
-        storage.write(key, encode(manifest), overwrite=False)
+        storage.write(key, data, overwrite=False)
     except FileExistsError:
         # A storage that repeats a request whose answer was lost may find what the first one created.
         try:
@@ -277,7 +280,11 @@ def _create_manifest(storage: StorageBackend, manifest: Manifest) -> None:
 
 
 def _replace_manifest(
-    storage: StorageBackend, manifest: Manifest, new_keys: Set[str], declared: Set[str] | None
+    storage: StorageBackend,
+    manifest: Manifest,
+    data: bytes,
+    new_keys: Set[str],
+    declared: Set[str] | None,
 ) -> frozenset[str] | None:
     """Put a manifest in the place of the one that is there, if one is; return what that one named.
 
@@ -289,10 +296,10 @@ def _replace_manifest(
             pending.declare(storage, manifest.attempt, new_keys | old_keys)
             declared = old_keys
         if old_keys is not None:
-            storage.write(f"{folder_of(manifest.step)}{MANIFEST}", encode(manifest))
+            storage.write(f"{folder_of(manifest.step)}{MANIFEST}", data)
             return old_keys
         with suppress(StepAlreadyExistsError):
-            _create_manifest(storage, manifest)
+            _create_manifest(storage, manifest, data)
             return None
 
 

@@ -157,8 +157,10 @@ def encode(manifest: Manifest) -> bytes:
     """Return the bytes of ``manifest.json``.
 
     Raises:
-        InvalidValueError: they would be more than are ever read.
+        InvalidValueError: they would be more than are ever read, or :func:`decode` would refuse an item.
     """
+    for name, item in manifest.items.items():
+        _refuse_unreadable(name, item)
     fields: dict[str, Any] = {
         "format": manifest.format,
         "step": manifest.step,
@@ -264,6 +266,20 @@ def _file_to_json(file: StoredFile) -> dict[str, Any]:
     return {"key": file.key, "size": file.size, "xxh3_128": file.checksum}
 
 
+def _refuse_unreadable(name: str, item: ItemRecord) -> None:
+    try:
+        _check_item(name)
+        _check_serializer(item.serializer)
+        for file_name, file in item.files.items():
+            _check_key(file_name)
+            _file_from_json(_file_to_json(file))
+    except ValueError as error:
+        raise InvalidValueError(
+            f"The item {brief(name)} cannot be saved, since nobody could read it again: in its manifest, "
+            f"{error}. Give it another name, or tell the authors of its serializer {brief(item.serializer)}."
+        ) from error
+
+
 def _from_json(fields: dict[str, Any]) -> Manifest:
     step, attempt, metadata, metrics = (
         _field(fields, name) for name in ("step", "attempt", "metadata", "metrics")
@@ -315,11 +331,13 @@ def _check_item(name: str) -> str:
     return name
 
 
+def _check_serializer(name: Any) -> str:
+    _expect(isinstance(name, str) and _PROVIDER.fullmatch(name) is not None, "serializer", name)
+    return str(name)
+
+
 def _item_from_json(item: Any) -> ItemRecord:
-    serializer = _field(item, "serializer")
-    _expect(
-        isinstance(serializer, str) and _PROVIDER.fullmatch(serializer) is not None, "serializer", serializer
-    )
+    serializer = _check_serializer(_field(item, "serializer"))
     files = {_check_key(name): _file_from_json(file) for name, file in _object(item, "files").items()}
     leaves = table_from_json(_field(item, "leaves"))
     return ItemRecord(serializer, files, leaves, _distribution_from_json(item.get("distribution")))
