@@ -399,7 +399,8 @@ class Checkpointer(ABC):
             InvalidValueError: the step, a metric or the metadata cannot be stored; nothing was saved.
             UnsupportedLeafError: a leaf cannot be stored; nothing was saved.
             StepAlreadyExistsError: the step is already committed, and stays as it was.
-            SaveFailedError: the save before this one failed in the background; this one was not begun.
+            SaveFailedError: the save before this one failed in the background, or the storage does not say
+                whether the step is there; this one was not begun. ``step`` says which one failed.
         """
 
     @overload

@@ -161,6 +161,22 @@ def test_a_store_that_does_not_answer_is_told_of_within_the_deadline_and_the_nex
     assert verify_checkpoint(storage) == []
 
 
+def test_a_store_that_does_not_answer_the_first_save_is_told_of_within_the_deadline(
+    through: Callable[..., StorageBackend], bucket: Any, proxy: Any, scenarios: ModuleType
+) -> None:
+    proxy.faults = lambda *_: Fault("silence")
+    with CheckpointManager(through(**bucket.patience(60.0)), async_timeout_secs=1.0) as manager:
+        began = time.monotonic()
+        with pytest.raises(SaveFailedError, match=r"The save of step 1 failed") as caught:
+            scenarios.save(manager, 1, 1)
+        assert time.monotonic() - began < 5.0
+        assert caught.value.step == 1
+        proxy.clear()
+        scenarios.save(manager, 1, 1)
+        manager.wait()
+        assert manager.all_steps() == [1]
+
+
 # --- A writer that goes.
 
 

@@ -140,9 +140,9 @@ def _commit_on_disk(storage: StorageBackend, draft: Draft, *, replace: bool) -> 
         names = [file.name for item in items for file in item.files] + ([METADATA] if metadata else [])
         keys = _claim_keys(storage, attempt, folder, names, old_keys)
         manifest = _manifest(draft, attempt, items, metadata, keys)
-        data = encode(manifest)
         new_keys = {f"{folder}{key}" for key in keys.values()}
         try:
+            data = encode(manifest)
             for name, key in keys.items():
                 storage.put(staging / name, f"{folder}{key}", move=True, durable=False)
             if replace:

@@ -6,6 +6,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.checkpoint.writer_id import WriterClaim
 from vibe_store.checkpoint.writer_lock import WriterLease
+from vibe_store.deadline import within
 from vibe_store.errors import (
     CheckpointerClosedError,
     CheckpointNotFoundError,
@@ -76,7 +78,8 @@ class CheckpointManager(Checkpointer):
     A save is decided and copied to the host in the caller's thread and written in the background: the caller
     may donate and change everything at once. What goes wrong in the background is raised, once, by the next
     :meth:`save`, :meth:`wait` or :meth:`close`. (A ``save`` off the interval waits for nothing, so it raises
-    only what has gone wrong by then.)
+    only what has gone wrong by then.) The first save asks first whether its step is there already, and raises
+    what goes wrong in that itself.
 
     The directory is created, and locked for this process, by the first save. Reading needs no lock. A manager
     is used from one thread at a time.
@@ -86,7 +89,8 @@ class CheckpointManager(Checkpointer):
         max_to_keep: how many of the highest steps to keep.
         keep_period: keep every step that is a multiple of this for ever; 0 is one.
         save_interval_steps: :meth:`save` does something only for multiples of this.
-        async_timeout_secs: how long a save in the background may take; None to save in the caller's thread.
+        async_timeout_secs: how long a save in the background, and the question before the first, may take;
+            None to save in the caller's thread.
         best_fn: from the metrics that ``save`` was given to the number that ranks a checkpoint. The best one
             is kept whatever its age. Without metrics, without the metric that is looked up (a ``KeyError``)
             or with NaN, a checkpoint is never best. Of equals the earliest is best.
@@ -130,9 +134,8 @@ class CheckpointManager(Checkpointer):
         self._policy = policy_of(retention, max_to_keep)
         self._keep_period = None if keep_period is None else check_positive("keep_period", keep_period)
         self._interval = check_positive("save_interval_steps", save_interval_steps)
-        self._background = (
-            None if async_timeout_secs is None else BackgroundSave(check_timeout(async_timeout_secs))
-        )
+        self._timeout = None if async_timeout_secs is None else check_timeout(async_timeout_secs)
+        self._background = None if self._timeout is None else BackgroundSave(self._timeout)
         self._best_fn, self._best_mode = check_best_fn(best_fn), check_mode(best_mode)
         self._verify = check_verify(verify)
         self._serializer = serializer_of(serializer)
@@ -337,10 +340,17 @@ class CheckpointManager(Checkpointer):
 
         What the save before this one listed is good enough to say no, and spares the training thread a
         listing. (To say yes it is not: that save may have deleted the step.)
+
+        Raises:
+            SaveFailedError: the storage does not say, within ``async_timeout_secs``.
         """
         if self._committed.surely_lacks(step):
             return False
-        return has_manifest(self._storage, step)
+        try:
+            with nullcontext() if self._timeout is None else within(self._timeout):
+                return has_manifest(self._storage, step)
+        except OSError as error:
+            raise failure_of(step, error) from error
 
     def _snapshot(self, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Copy what is to be saved into the memory of the snapshot before, whose save is over."""
