@@ -234,3 +234,19 @@ def test_a_checkpoint_of_another_algorithm_is_refused(
     settings = RunnerConfig(**{**vars(RUNNER), "resume": True})
     with pytest.raises(InvalidValueError, match="is of algorithm 'ppo', so a run of algorithm 'sac'"):
         train_sac(*pendulum, sac_config=SAC_CONFIG, runner_config=settings, checkpointer=memory)
+
+
+def test_ppo_refuses_to_resume_at_a_step_at_which_it_never_stops(
+    cartpole: tuple[Any, Any], trainers: dict[str, Any], memory: Any
+) -> None:
+    trainers["ppo"](memory, total_timesteps=120)
+    with pytest.raises(
+        InvalidValueError,
+        match=r"Step 120 .* num_envs=8, and 9 steps .*multiples of 72 only.*rollout_length=9 \(was 5\)",
+    ):
+        train_ppo(
+            *cartpole,
+            ppo_config=replace(PPO_CONFIG, rollout_length=9),
+            runner_config=replace(RUNNER, resume=True),
+            checkpointer=memory,
+        )

@@ -59,7 +59,8 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
     """Restore one step; where it was saved without its replay buffer, warn, and begin an empty one.
 
     Raises:
-        InvalidValueError: it is a checkpoint of another algorithm or environment.
+        InvalidValueError: it is a checkpoint of another algorithm or environment; or its step is not one at
+            which this run ever stops.
         TemplateMismatchError: its leaves are others than the program's: each is named, and so is each
             configuration field that has another value than when it was saved.
     """
@@ -86,6 +87,14 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
             differences=error.differences,
             paths=error.paths,
         ) from error
+    if step % program.stride:
+        n_envs, stride = program.metadata["run"]["num_envs"], program.stride
+        raise InvalidValueError(
+            f"Step {step:,} cannot be resumed from: with num_envs={n_envs}, and {stride // n_envs} steps of "
+            f"each at a time (rollout_length of PPO), a run stops at multiples of {stride:,} only. Changed "
+            f"since it was saved: {'; '.join(changes) or 'nothing'}. Set them back, or to values whose "
+            f"product divides {step:,}."
+        )
     if changes:
         _log.warning("Resuming from step %d with changed settings: %s.", step, "; ".join(changes))
     runner = items["runner"]
