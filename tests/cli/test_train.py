@@ -127,6 +127,19 @@ def test_a_run_is_trained_resumed_and_extended(train: Run, tmp_path: Path) -> No
     )
 
 
+def test_a_run_is_not_begun_anew_in_a_place_where_its_checkpoints_are_not(train: Run, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    assert train(*TINY, "--run-id", "mine").status == 0
+    before = {path: path.read_bytes() for path in (run / "config.json", run / "logs" / "metrics.jsonl")}
+    typo = ("--run-id", "mine", "--runner.checkpoint-dir", str(tmp_path / "typo"))
+    ran = train("--runner.resume", "true", *typo)
+    assert (ran.status, ran.out) == (1, "")
+    assert f"cannot go on in {tmp_path}/typo, where there is no checkpoint" in ran.err
+    assert f"it has step 64 in {run}/checkpoints." in ran.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "typo").exists()
+
+
 @pytest.fixture(params=["memory", "s3", pytest.param("gcs", marks=pytest.mark.proof)])
 def runs_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of no run yet, which opens with what is in the environment."""

@@ -14,6 +14,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from vibe_store.checkpoint.finding import distribution_named
+from vibe_store.checkpoint.opening import open_directory
+from vibe_store.checkpoint.step_index import latest_step
 from vibe_store.cli.options import parse_options
 from vibe_store.discovery import Kind, kind_text
 from vibe_store.errors import (
@@ -90,7 +92,8 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
 
     Raises:
         SystemExit: the flags cannot be understood (status 2), or were ``--help`` (status 0).
-        InvalidValueError: the run is of another preset, or its ``config.json`` cannot be used.
+        InvalidValueError: the run is of another preset, its ``config.json`` cannot be used, or its
+            checkpoints are not where they are said to be.
         CheckpointsExistError: the run exists, and neither to resume nor to overwrite it was asked for.
     """
     defaults = _Flags(preset.config, preset.runner)
@@ -109,7 +112,9 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         run = _new_run(preset, given, options)
     place = None if given.runner.checkpoint_dir is None else _absolute(given.runner.checkpoint_dir)
     lasting = dataclasses.replace(given.runner, checkpoint_dir=place, resume=False, overwrite=False)
-    directory = run.checkpoints if place is None else _place(place, options)
+    directory = _directory(run, place, options)
+    if stored is not None:
+        _check_moved(run, _directory(run, defaults.runner.checkpoint_dir, options), directory)
     group = preset.algorithm
     changes = _changes(group, defaults.config, given.config) | _changes("runner", defaults.runner, lasting)
     return TrainPlan(
@@ -224,6 +229,27 @@ def _check(flags: _Flags, options: Mapping[str, Any] | None, *, existing: bool) 
         get_serializer(flags.runner.serializer)
         if flags.runner.retention is not None:
             get_retention(flags.runner.retention)
+
+
+def _directory(run: RunDir, checkpoint_dir: Any, options: Mapping[str, Any] | None) -> Place:
+    return run.checkpoints if checkpoint_dir is None else _place(str(checkpoint_dir), options)
+
+
+def _check_moved(run: RunDir, before: Place, now: Place) -> None:
+    """Refuse to begin a run anew in one place while its checkpoints are in another.
+
+    Raises:
+        InvalidValueError: there is no checkpoint where the run is to go on, and there are some where it was.
+    """
+    if now == before or latest_step(open_directory(now, None)) is not None:
+        return
+    newest = latest_step(open_directory(before, None))
+    if newest is not None:
+        raise InvalidValueError(
+            f"The run {_shown(run.path)} cannot go on in {_shown(now)}, where there is no checkpoint: it has "
+            f"step {newest} in {_shown(before)}. Leave out --runner.checkpoint-dir to go on from there, or "
+            "copy them there first."
+        )
 
 
 def _providers(flags: _Flags) -> dict[Kind, str]:
