@@ -234,6 +234,8 @@ def test_a_run_saves_and_is_resumed_by_the_serializer_and_the_policy_that_are_na
             ("--tensorboard", "true", "--base-dir", "memory://x"),
             "to local folders only, and memory://x is a URL",
         ),
+        (("--dqn.network", "cnn"), "network='cnn'"),
+        (("--runner.num-envs", "256", "--dqn.buffer-size", "128"), "128 transitions cannot take 256 at"),
         (("--storage-options", '{"key": 1}'), "neither --base-dir nor --runner.checkpoint-dir is one"),
     ],
 )
@@ -243,6 +245,15 @@ def test_what_cannot_be_used_is_told_before_anything_is_there(
     ran = train(*TINY, *flags)
     assert (ran.status, ran.out) == (1, "")
     assert said in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_minibatches_that_do_not_divide_a_rollout_are_told_before_anything_is_there(
+    vibe_store: Run, tmp_path: Path
+) -> None:
+    ran = vibe_store("train", "cartpole_ppo", "--ppo.n-minibatches", "3", "--base-dir", tmp_path)
+    assert (ran.status, ran.out) == (1, "")
+    assert "n_minibatches=3 cannot be used" in ran.err
     assert not list(tmp_path.iterdir())
 
 

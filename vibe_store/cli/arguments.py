@@ -92,8 +92,8 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
 
     Raises:
         SystemExit: the flags cannot be understood (status 2), or were ``--help`` (status 0).
-        InvalidValueError: the run is of another preset, its ``config.json`` cannot be used, or its
-            checkpoints are not where they are said to be.
+        InvalidValueError: the run is of another preset, its ``config.json`` or a setting cannot be used, or
+            its checkpoints are not where they are said to be.
         CheckpointsExistError: the run exists, and neither to resume nor to overwrite it was asked for.
     """
     defaults = _Flags(preset.config, preset.runner)
@@ -106,6 +106,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         given = _parse(flags, defaults, preset, prog)
     existing = run is not None
     _check(given, options, existing=existing)
+    preset.check(given.config, given.runner)
     if run is not None and stored is not None:
         _check_plugins(run, stored, _providers(given))
     if run is None:

@@ -4,16 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from vibe_store.algorithms.dqn import DQNConfig
 from vibe_store.algorithms.ppo import PPOConfig
 from vibe_store.algorithms.sac import SACConfig
 from vibe_store.errors import InvalidValueError, MissingDependencyError
 from vibe_store.runner.config import RunnerConfig
-from vibe_store.runner.dqn import train_dqn
+from vibe_store.runner.dqn import dqn_program
 from vibe_store.runner.environment import Environment
-from vibe_store.runner.loop import TrainResult
-from vibe_store.runner.ppo import train_ppo
-from vibe_store.runner.sac import train_sac
+from vibe_store.runner.loop import Program, TrainResult
+from vibe_store.runner.ppo import ppo_program
+from vibe_store.runner.sac import sac_program
+from vibe_store.runner.seeds import of_seeds, run_keys
+from vibe_store.runner.train import train
 from vibe_store.runner.wrappers import BinaryObservation
 
 __all__ = ["Preset", "get_preset", "preset_names"]
@@ -29,7 +33,7 @@ class Preset:
         env_id: gymnax's name of the environment.
         config: the hyperparameters, of the algorithm's own class.
         runner: the settings of the run.
-        trainer: the function that runs it, :func:`~vibe_store.runner.train_dqn` say.
+        program: makes of an environment and of settings what the training loop runs.
         wrap: what is put around the environment; None leaves it as it is.
     """
 
@@ -38,15 +42,28 @@ class Preset:
     env_id: str
     config: Any
     runner: RunnerConfig
-    trainer: Callable[..., TrainResult]
+    program: Callable[..., Program]
     wrap: Callable[[Environment], Environment] | None = None
 
     def train(
         self, env: Any, env_params: Any, config: Any, runner_config: RunnerConfig, **others: Any
     ) -> TrainResult:
-        """Train with these settings; ``others`` are further keyword arguments of :attr:`trainer`."""
+        """Train with these settings; ``others`` are the further arguments of ``train_dqn``."""
+        return train(self._program(env, env_params, config, runner_config), runner_config, **others)
+
+    def check(self, config: Any, runner_config: RunnerConfig) -> None:
+        """Refuse settings that cannot train on the environment, before anything is opened or written.
+
+        Raises:
+            InvalidValueError: a setting does not fit the environment, or the others.
+            MissingDependencyError: gymnax cannot be imported.
+        """
+        program = of_seeds(self._program(*self.make_env(), config, runner_config), runner_config.num_seeds)
+        jax.eval_shape(program.init, run_keys(runner_config.seed, runner_config.num_seeds))
+
+    def _program(self, env: Any, env_params: Any, config: Any, runner_config: RunnerConfig) -> Program:
         settings = {f"{self.algorithm}_config": config, "runner_config": runner_config}
-        return self.trainer(env, env_params, **settings, **others)
+        return self.program(env, env_params, **settings)
 
     def make_env(self) -> tuple[Any, Any]:
         """Return the environment and its parameters.
@@ -113,7 +130,7 @@ def _minatar(game: str) -> Preset:
             eval_interval=50_000,
             log_interval=10_000,
         ),
-        trainer=train_dqn,
+        program=dqn_program,
         wrap=BinaryObservation,
     )
 
@@ -128,7 +145,7 @@ _PRESETS = {
             env_id="CartPole-v1",
             config=DQNConfig(train_interval=4, target_update_interval=50),
             runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
-            trainer=train_dqn,
+            program=dqn_program,
         ),
         Preset(
             name="cartpole_ppo",
@@ -137,7 +154,7 @@ _PRESETS = {
             config=PPOConfig(learning_rate=2.5e-3),
             # It trains 5,000 steps in less than a tenth of a second.
             runner=RunnerConfig(total_timesteps=100_000, num_envs=8, checkpoint_interval=10_000),
-            trainer=train_ppo,
+            program=ppo_program,
         ),
         Preset(
             name="pendulum_sac",
@@ -153,7 +170,7 @@ _PRESETS = {
             runner=RunnerConfig(
                 total_timesteps=10_000, num_envs=1, checkpoint_interval=1_000, eval_interval=1_000
             ),
-            trainer=train_sac,
+            program=sac_program,
         ),
         Preset(
             name="acrobot_dqn",
@@ -167,7 +184,7 @@ _PRESETS = {
                 exploration_steps=12_000,
             ),
             runner=RunnerConfig(total_timesteps=100_000, num_envs=8),
-            trainer=train_dqn,
+            program=dqn_program,
         ),
         Preset(
             name="mountaincar_dqn",
@@ -183,7 +200,7 @@ _PRESETS = {
                 exploration_repeat=20,
             ),
             runner=RunnerConfig(total_timesteps=200_000, num_envs=8),
-            trainer=train_dqn,
+            program=dqn_program,
         ),
         Preset(
             name="mountaincarcontinuous_sac",
@@ -203,7 +220,7 @@ _PRESETS = {
                 learn_temperature=False,
             ),
             runner=RunnerConfig(total_timesteps=50_000, num_envs=8),
-            trainer=train_sac,
+            program=sac_program,
         ),
         *(_minatar(game) for game in ("Breakout", "Freeway", "Asterix", "SpaceInvaders")),
     )

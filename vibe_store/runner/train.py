@@ -21,10 +21,10 @@ def train(
     program: Program,
     runner_config: RunnerConfig,
     *,
-    checkpointer: Checkpointer | None,
-    metrics: MetricsWriter | None,
-    on_progress: Callable[[Progress], None] | None,
-    on_best: Callable[[int], None] | None,
+    checkpointer: Checkpointer | None = None,
+    metrics: MetricsWriter | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_best: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train a program until ``runner_config.total_timesteps``; see :func:`~vibe_store.runner.train_dqn`."""
     program = of_seeds(program, runner_config.num_seeds)
