@@ -1,5 +1,11 @@
 """``vibe-store verify-resume``: a preset is trained, killed and resumed in processes of its own."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +46,31 @@ def test_a_preset_resumes_bit_for_bit_and_leaves_nothing_behind(vibe_store: Run,
     assert killed.startswith("Killed ")
     assert last.startswith("All ")
     assert last.endswith(" leaves of step 20,000 are equal bit for bit after 1 kill.")
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_trainer_too_and_leaves_nothing_behind(signum: int, scratch: Path) -> None:
+    command = [sys.executable, "-m", "vibe_store.cli", "verify-resume", "cartpole_dqn", *SMALL]
+    process = subprocess.Popen(
+        [*command, "--runner.total-timesteps", "100000000"], env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    with process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (logs := list(scratch.glob("*/straight/logs/metrics.jsonl"))):
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "it did not train within 60 s"
+                time.sleep(0.02)
+            lock = logs[0].parents[1] / "checkpoints" / ".vibe_store" / "writer.lock"
+            trainer = json.loads(lock.read_text())["pid"]
+            process.send_signal(signum)
+            assert process.wait(timeout=20) == 128 + signum
+        finally:
+            process.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(trainer, 0)
     assert list(scratch.iterdir()) == []
 
 

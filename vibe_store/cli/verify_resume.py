@@ -3,10 +3,13 @@
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from vibe_store.runner.presets import Preset, get_preset, preset_names
 from vibe_store.runner.resume_check import verify_resume as check
@@ -61,14 +64,15 @@ def _verify(preset: str, flags: Sequence[str], kills: int) -> int:
         return [sys.executable, "-m", "vibe_store.cli", "train", preset, *flags, *place]
 
     print(f"Training {shlex.join([preset, *flags])}", flush=True)
-    directory = tempfile.mkdtemp(prefix="vibe-store-verify-resume-")
     equal = True
-    try:
-        report = check(command, directory, kills=kills, on_event=lambda text: print(text, flush=True))
-        equal = not report.differences
-    finally:
-        if equal:
-            shutil.rmtree(directory)
+    with _unwinding_at_signals():
+        directory = tempfile.mkdtemp(prefix="vibe-store-verify-resume-")
+        try:
+            report = check(command, directory, kills=kills, on_event=lambda text: print(text, flush=True))
+            equal = not report.differences
+        finally:
+            if equal:
+                shutil.rmtree(directory)
     if equal:
         times = f"{len(report.kills)} kill{'s' * (len(report.kills) != 1)}"
         print(f"All {report.leaves} leaves of step {report.step:,} are equal bit for bit after {times}.")
@@ -81,6 +85,28 @@ def _verify(preset: str, flags: Sequence[str], kills: int) -> int:
         f"{len(report.differences)} of {report.leaves} leaves of step {report.step:,} differ: see {directory}"
     )
     return 1
+
+
+@contextmanager
+def _unwinding_at_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does: after the trainer, and what it wrote, is gone.
+
+    A signal that the process was told to ignore, by nohup say, stays ignored.
+    """
+
+    def unwind(signum: int, frame: FrameType | None) -> None:
+        del frame
+        for each in previous:  # a second one would disturb the clearing up
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + signum)
+
+    handled = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {each: signal.signal(each, unwind) for each in handled}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _short(preset: Preset, flags: Sequence[str]) -> list[str]:
