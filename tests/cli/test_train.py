@@ -361,6 +361,33 @@ def test_a_signal_ends_the_run_with_how_to_go_on(train: Run, tmp_path: Path) -> 
     assert 5 not in logged_steps(run), "it had no checkpoint, so it logs every step again"
 
 
+@pytest.mark.parametrize("stdout", ["a reader that has gone", "/dev/full"])
+def test_standard_output_that_fails_does_not_end_training(stdout: str, tmp_path: Path) -> None:
+    if stdout == "/dev/full":
+        output = os.open(stdout, os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-m", "vibe_store.cli", "train", "cartpole_dqn", *TINY, "--base-dir", tmp_path],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+    )
+    os.close(output)
+    assert ran.returncode == 0
+    assert ran.stderr.startswith("warning: Standard output cannot be written to any more (")
+    assert ran.stderr.count("\n") == 1
+    (run,) = tmp_path.iterdir()
+    assert saved_steps(run / "checkpoints") == [32, 64]
+
+
 HANGING = """
 from vibe_store.hookspecs import Provider, hookimpl
 from vibe_store.storage.local import LocalStorage

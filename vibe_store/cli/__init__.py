@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TextIO
 
+from vibe_store.cli.output import silence
 from vibe_store.errors import VibeStoreError, VibeStoreWarning
 
 __all__ = ["main"]
@@ -69,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _dispatch(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader (`head`, say) has gone. What is still buffered must not fail again at exit. Rich ends
-            # with the same status when it meets the same.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader (`head`, say) has gone. Rich ends with the same status when it meets the same.
+            silence(sys.stdout)
             return 1
         except KeyboardInterrupt:
             return _fail("interrupted.", 130)
@@ -140,4 +140,8 @@ def _show_warning(
         text = f"warning: {message}\n"
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(text)
+    stream = file or sys.stderr
+    try:
+        stream.write(text)
+    except OSError:  # nobody reads it; what warns must go on all the same
+        silence(stream)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from vibe_store.checkpoint.layout import write_best
 from vibe_store.checkpoint.opening import open_directory
 from vibe_store.checkpoint.writer import become_writer
 from vibe_store.cli.arguments import TrainPlan, plan_training
+from vibe_store.cli.output import LastingOutput, silence
 from vibe_store.cli.progress import ProgressDisplay
 from vibe_store.errors import VibeStoreWarning
 from vibe_store.metrics import MetricsLogger, TensorBoardLogger
@@ -54,7 +55,8 @@ def train(argv: Sequence[str]) -> int:
         print(f"error: {wrong}; presets are: {names}.", file=sys.stderr)
         return 2
     plan = plan_training(get_preset(name), flags, prog=f"vibe-store train {name}")
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    output = cast("IO[str]", LastingOutput(sys.stdout))
+    console = Console(file=output, markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:
         with _log_shown():
             result = _run(plan, console)
@@ -169,7 +171,10 @@ class _PrintingHandler(logging.Handler):
     """Prints to what is standard error at that moment: the progress line redirects it while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr)
+        try:
+            print(record.getMessage(), file=sys.stderr)
+        except OSError:  # nobody reads it; training goes on all the same
+            silence(sys.stderr)
 
 
 def _say_start(console: Console, plan: TrainPlan, resumed_from: int | None) -> None:
