@@ -22,8 +22,8 @@ class SqliteStorage(StorageBackend):
     """Objects in one file; ``timeout`` is how many seconds to wait for whoever else writes to it."""
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
-        self.url, self._timeout = check_url(url), timeout
-        self._file = Path(url.partition("://")[2]).absolute()
+        self._file, self._timeout = Path(check_url(url).partition("://")[2]).absolute(), timeout
+        self.url = f"sqlite://{self._file}"
 
     def list(self, prefix: str = "") -> Iterator[Blob]:
         return (Blob(*row) for row in self._run(_LIST, len(check_prefix(prefix)), prefix))
