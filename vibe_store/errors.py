@@ -1,6 +1,8 @@
 """Every exception and warning of vibe_store; each exception also derives from a standard one."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 __all__ = [
     "CheckpointNotFoundError",
@@ -82,6 +84,10 @@ class SaveFailedError(VibeStoreError, RuntimeError):
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling calls the class with `args` alone, which has no step.
+        return partial(type(self), step=self.step), self.args, self.__dict__
 
 
 class SaveTimeoutError(VibeStoreError, TimeoutError):
