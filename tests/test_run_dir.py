@@ -216,6 +216,21 @@ def test_a_process_killed_while_it_marks_leaves_a_link_to_one_of_the_steps(run: 
     assert [step for step, _ in run.list_checkpoints()] == [1, 2]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which file is synced can be seen there only")
+def test_what_is_marked_best_is_on_the_disk(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[Path, list[str]]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        folder = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((folder, [path.name for path in folder.iterdir()]))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    run.mark_best(1)
+    assert synced == [(run.path, ["checkpoints"]), (run.checkpoints, ["best"])]
+
+
 def test_what_a_killed_marker_left_is_swept_by_a_later_writer(run: RunDir) -> None:
     _save(run, 1)
     old, new = run.checkpoints / ".best-0123456789abcdef", run.checkpoints / ".best-fedcba9876543210"

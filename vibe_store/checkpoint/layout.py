@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from vibe_store.durable_files import beginning_with
+from vibe_store.durable_files import beginning_with, in_folder, sync_path
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Blob, StorageBackend
 
@@ -229,7 +229,7 @@ def _pointer(storage: StorageBackend) -> str:
 
 
 def write_best(storage: StorageBackend, step: int) -> None:
-    """Point ``best`` to a step, at once and whole: a reader sees the old target or the new one."""
+    """Point ``best`` to a step, at once, whole and durably: a reader sees the old target or the new one."""
     local, target = best_link(storage), f"step_{step}"
     if local is None:
         storage.write(BEST, f"{target}\n".encode())
@@ -238,11 +238,11 @@ def write_best(storage: StorageBackend, step: int) -> None:
         raise InvalidValueError(
             f"{local} is no symbolic link and stays as it is. Move it away to mark a best step."
         )
-    local.parent.mkdir(parents=True, exist_ok=True)
     beside = local.with_name(f"{_UNFINISHED_BEST}{secrets.token_hex(8)}")
     try:
-        beside.symlink_to(target)
+        in_folder(local.parent, lambda: beside.symlink_to(target), sync_path)
         beside.replace(local)
+        sync_path(local.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
