@@ -167,7 +167,7 @@ def test_a_store_that_does_not_answer_the_first_save_is_told_of_within_the_deadl
     proxy.faults = lambda *_: Fault("silence")
     with CheckpointManager(through(**bucket.patience(60.0)), async_timeout_secs=1.0) as manager:
         began = time.monotonic()
-        with pytest.raises(SaveFailedError, match=r"The save of step 1 failed") as caught:
+        with pytest.raises(SaveFailedError, match=r"The save of step 1 was not begun") as caught:
             scenarios.save(manager, 1, 1)
         assert time.monotonic() - began < 5.0
         assert caught.value.step == 1

@@ -350,7 +350,11 @@ class CheckpointManager(Checkpointer):
             with nullcontext() if self._timeout is None else within(self._timeout):
                 return has_manifest(self._storage, step)
         except OSError as error:
-            raise failure_of(step, error) from error
+            raise SaveFailedError(
+                f"The save of step {step} was not begun, since the storage does not say whether that step is "
+                f"there already: {error} ({type(error).__name__}). Training can go on.",
+                step=step,
+            ) from error
 
     def _snapshot(self, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Copy what is to be saved into the memory of the snapshot before, whose save is over."""

@@ -16,6 +16,7 @@ from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     DamagedCheckpointWarning,
+    SaveFailedError,
     StepAlreadyExistsError,
     WriterLockedError,
 )
@@ -57,9 +58,13 @@ class OneAtATime(Stored):
             if trouble.kind == "none" and not exists:
                 return  # it goes on in the background, and whoever looks waits for it
             if told == "save" and not exists and not skipped:
-                with suppress(OSError):  # unless the first one's failure is raised
-                    writer.manager.save(step, 0, force=True)
-                    writer.manager.wait()
+                with suppress(OSError):
+                    try:
+                        writer.manager.save(step, 0, force=True)
+                        writer.manager.wait()
+                    except SaveFailedError as error:
+                        if "was not begun" not in str(error):
+                            raise  # it is the first one's failure
             elif told == "close":
                 writer.manager.close()
             writer.manager.wait()
