@@ -1,6 +1,11 @@
 """Checkpoints over a network that is slow, fails, or takes the writer away between any two requests."""
 
 import itertools
+import json
+import signal
+import subprocess
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -15,6 +20,7 @@ from proxy import Fault
 from vibe_store.checkpoint import (
     CheckpointManager,
     list_checkpoints,
+    save_checkpoint,
     verify_checkpoint,
 )
 from vibe_store.errors import SaveFailedError, VibeStoreError
@@ -175,6 +181,52 @@ def test_a_store_that_does_not_answer_the_first_save_is_told_of_within_the_deadl
         scenarios.save(manager, 1, 1)
         manager.wait()
         assert manager.all_steps() == [1]
+
+
+# --- Ctrl-C.
+
+_SAVE_OR_LOAD = """
+import json, sys
+import numpy as np
+from vibe_store.checkpoint import load_checkpoint, save_checkpoint
+
+what, url, options = json.loads(sys.argv[1])
+tree = {"w": np.zeros(1000)}
+if what == "save":
+    save_checkpoint(url, tree, step=1, storage_options=options)
+else:
+    load_checkpoint(url, tree, step=1, storage_options=options)
+"""
+
+
+@pytest.mark.parametrize("what", ["save", "load"])
+def test_ctrl_c_ends_a_process_whose_store_does_not_answer(
+    bucket: Any, proxy: Any, path: str, what: str
+) -> None:
+    save_checkpoint(bucket.open(path), {"w": np.zeros(1000)}, step=1)
+    reached = threading.Event()
+
+    def stall(_: int, request: Any) -> Fault | None:
+        if what == "load" and "state" not in request.path:
+            return None
+        reached.set()
+        return Fault("silence")
+
+    proxy.faults = stall
+    command = [sys.executable, "-W", "ignore", "-c", _SAVE_OR_LOAD]
+    told = json.dumps([what, f"{bucket.url}/{path}", bucket.through(proxy).storage_options])
+    with subprocess.Popen([*command, told], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert reached.wait(60)
+            time.sleep(0.3)  # for a thread to wait for the answer
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+            took = time.monotonic() - began
+        finally:
+            process.kill()
+    assert said.endswith("KeyboardInterrupt\n")
+    assert took < 15.0
 
 
 # --- A writer that goes.

@@ -12,7 +12,7 @@ made.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from vibe_store.checkpoint.manifest import Distribution, ItemRecord, Manifest, S
 from vibe_store.checkpoint.requests import Requests
 from vibe_store.checkpoint.staging import staged
 from vibe_store.checkpoint.step_index import mark_key
+from vibe_store.deadline import within
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -46,6 +47,7 @@ __all__ = ["Draft", "StagedItem", "commit", "delete_steps"]
 
 _log = logging.getLogger("vibe_store")
 _STAYS = "What the attempt %s left in %s stays for now: %s"
+_TO_TIDY_SECS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,10 @@ def _commit_elsewhere(
             manifest = _manifest(draft, attempt, items, metadata, keys)
             data = encode(manifest)
             check()
-        except BaseException:
-            _discard(storage, attempt, [f"{folder}{key}" for key in keys.values()])
+        except BaseException as error:
+            # Whoever pressed Ctrl-C does not wait for a storage that does not answer: what stays is swept.
+            with nullcontext() if isinstance(error, Exception) else within(_TO_TIDY_SECS):
+                _discard(storage, attempt, [f"{folder}{key}" for key in keys.values()])
             raise
         new_keys, old_keys = {f"{folder}{key}" for key in keys.values()}, None
         try:

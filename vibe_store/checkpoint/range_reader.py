@@ -1,12 +1,14 @@
 """Reading an object of a storage from its start to its end, with the next parts of it on their way."""
 
 import io
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vibe_store.deadline import until
 from vibe_store.errors import CorruptCheckpointError
 from vibe_store.interfaces import StorageBackend
 
@@ -43,6 +45,7 @@ class RangeReader(io.RawIOBase):
         self._end = None if size is None else size + 1
         self._length = max(_SMALLEST_PART, min(-(-(size or 0) // _PARTS), _LARGEST_PART))
         ahead = 1 if size is None else min(_AHEAD, storage.concurrency)
+        self._cancel = threading.Event()
         self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="vibe_store read")
         self._coming: deque[tuple[int, Future[bytes]]] = deque()
         self._next, self._ended = 0, False
@@ -64,7 +67,9 @@ class RangeReader(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._threads.shutdown(wait=True, cancel_futures=True)
+            # What is still on its way nobody wants; after Ctrl-C, say, nobody should have to wait for it.
+            self._cancel.set()
+            self._threads.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     def _ask(self) -> None:
@@ -73,7 +78,8 @@ class RangeReader(io.RawIOBase):
         if length > 0:
             start, self._next = self._next, self._next + length
             read = partial(self._storage.read, self._key, start, self._next)
-            self._coming.append((length, self._threads.submit(copy_context().run, read)))
+            with until(self._cancel):
+                self._coming.append((length, self._threads.submit(copy_context().run, read)))
 
     def _take(self) -> None:
         length, coming = self._coming.popleft()

@@ -19,7 +19,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from vibe_store.deadline import remaining
+from vibe_store.deadline import is_cancelled, remaining
 from vibe_store.errors import InvalidValueError
 
 __all__ = ["AT_ONCE", "Calls", "GaveUpError", "together"]
@@ -95,10 +95,12 @@ class Calls:
     def run(self, action: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Return what a coroutine returns, or raise what it raises.
 
-        When this thread is interrupted, the coroutine is cancelled, and has a few seconds to tidy up.
+        When this thread is interrupted, or what it does is cancelled, so is the coroutine, which has a few
+        seconds to tidy up.
 
         Raises:
-            GaveUpError: the deadline has passed before anything was done.
+            GaveUpError: the deadline has passed before anything was done, or what this thread does was
+                cancelled.
         """
         if remaining() == 0:
             raise GaveUpError(0, in_time=False)
@@ -123,6 +125,8 @@ class Calls:
             while not outcome.done():
                 # The system may give Ctrl-C to another thread, and then only waking up lets this one see it.
                 wait([outcome], _WAKE_SECS)
+                if is_cancelled():
+                    raise GaveUpError(0, in_time=False)
             return outcome.result()
         except BaseException:
             if not outcome.done():
