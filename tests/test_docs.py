@@ -37,7 +37,7 @@ PUBLIC = [
 INTERNAL = {
     *("vibe_store.builtins", "vibe_store.cli", "vibe_store.deadline", "vibe_store.durable_files"),
     *("vibe_store.algorithms", "vibe_store.algorithms.settings", "vibe_store.algorithms.shuffle"),
-    *("vibe_store.provider_target", "vibe_store.storage"),
+    *("vibe_store.provider_target", "vibe_store.storage", "vibe_store.temporary_folders"),
 }
 """The other modules on the upper levels. Those below are internal, if not public."""
 

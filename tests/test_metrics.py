@@ -185,6 +185,22 @@ def test_dying_while_lines_are_dropped_leaves_the_file_as_it_was(
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
 
 
+def test_what_a_process_leaves_that_is_killed_while_lines_are_dropped_goes_with_the_next_log(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "m.jsonl", {"step": 1}, {"step": 2})
+    program = (
+        "import os, signal, sys; from vibe_store.metrics import MetricsLogger\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "MetricsLogger(sys.argv[1], resume_step=1)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    MetricsLogger(path).close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
+    assert lines(path) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_file_with_nothing_to_drop_is_not_replaced(tmp_path: Path) -> None:
     path = written(tmp_path / "m.jsonl", {"step": 1})
     inode = path.stat().st_ino

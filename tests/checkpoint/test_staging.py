@@ -98,6 +98,26 @@ def test_what_a_killed_process_left_there_is_removed_and_what_a_living_one_uses_
     assert np.array_equal(load_checkpoint(bucket, _TREE, step=1)["w"], _TREE["w"])
 
 
+def test_what_a_process_left_that_was_killed_as_it_loaded_orbax_files_is_removed_by_the_next(
+    staging: Path, processes: Any
+) -> None:
+    pytest.importorskip("orbax.checkpoint", reason='needs pip install "vibe-store[orbax]"')
+    save_checkpoint(staging / "run", _TREE, serializer="orbax")
+    dies = """
+import os, signal
+from vibe_store.checkpoint import load_checkpoint
+from vibe_store.serializers import orbax
+os.environ["VIBE_STORE_STAGING_DIR"] = arguments["staging"]
+orbax.read_arrays = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+load_checkpoint(arguments["staging"] + "/run")
+"""
+    processes.start(dies, staging=str(staging)).wait()
+    [left] = staging.glob("vibe_store-*")
+    os.utime(left, (_LONG_AGO, _LONG_AGO))
+    assert np.array_equal(load_checkpoint(staging / "run")["w"], _TREE["w"])
+    assert [path.name for path in staging.iterdir()] == ["run"]
+
+
 def test_a_folder_that_was_just_made_is_spared(bucket: StorageBackend, staging: Path) -> None:
     (staging / "vibe_store-staging-new").mkdir()
     (staging / "vibe_store-staging-new" / "lock").write_bytes(b"")

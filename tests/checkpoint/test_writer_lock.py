@@ -175,6 +175,17 @@ def test_a_manager_whose_directory_was_removed_locks_the_new_one(
     processes.run(other, root=str(tmp_path / "checkpoints"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_lock_whose_directory_was_removed_is_closed(tmp_path: Path, scenarios: ModuleType) -> None:
+    with CheckpointManager(tmp_path / "checkpoints", async_timeout_secs=None) as manager:
+        manager.save(1, scenarios.tree(1))
+        before = len([*Path("/proc/self/fd").iterdir()])
+        for step in (2, 3, 4):
+            shutil.rmtree(tmp_path / "checkpoints")
+            manager.save(step, scenarios.tree(step))
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
 def test_one_save_waits_for_another_one_of_another_process(
     tmp_path: Path, scenarios: ModuleType, processes: Any, until: Any
 ) -> None:

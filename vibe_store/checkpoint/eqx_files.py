@@ -13,7 +13,6 @@ from vibe_store.checkpoint.manifest import Manifest, StoredFile
 from vibe_store.checkpoint.opening import locate, open_directory
 from vibe_store.checkpoint.reading import of_one_manifest
 from vibe_store.checkpoint.source import StoredSource
-from vibe_store.checkpoint.staging import temporary_folder
 from vibe_store.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -25,6 +24,7 @@ from vibe_store.serializers import eqx
 from vibe_store.storage.local import LocalStorage
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
+from vibe_store.temporary_folders import temporary_folder
 
 __all__ = ["load_eqx", "local_file", "save_eqx"]
 

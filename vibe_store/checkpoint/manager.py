@@ -321,6 +321,8 @@ class CheckpointManager(Checkpointer):
 
     def _held_lease(self) -> WriterLease | WriterClaim:
         if self._lease is None or not self._lease.valid:
+            if self._lease is not None:
+                self._lease.release()
             self._lease = become_writer(self._storage, "manager")
             untold = [] if self._background is None else self._background.untold
             weakref.finalize(self, _let_go, self._lease, untold)

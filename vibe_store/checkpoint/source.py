@@ -15,10 +15,11 @@ from vibe_store.checkpoint.layout import is_local
 from vibe_store.checkpoint.manifest import ItemRecord, StoredFile
 from vibe_store.checkpoint.range_reader import RangeReader
 from vibe_store.checkpoint.requests import at_once
-from vibe_store.checkpoint.staging import check_room, temporary_folder
+from vibe_store.checkpoint.staging import check_room
 from vibe_store.errors import CorruptCheckpointError, InvalidValueError
 from vibe_store.interfaces import FileEntry, Leaf, Source, StorageBackend, Verify
 from vibe_store.serializers.verifying_reader import CHUNK, Readable, VerifyingReader
+from vibe_store.temporary_folders import temporary_folder
 
 __all__ = ["StoredSource", "check_file", "open_file"]
 

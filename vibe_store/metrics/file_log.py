@@ -3,12 +3,12 @@
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from vibe_store.durable_files import discarded, open_temporary, remove_abandoned
 from vibe_store.errors import InvalidValueError, VibeStoreWarning
 from vibe_store.metrics.lines import is_object, kept
 
@@ -35,6 +35,7 @@ class FileLog:
             raise InvalidValueError(f"The metrics log {path} is a directory; give the path of a file.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent)
             if path.exists():
                 if resume_step is not None:
                     _drop_past(path, resume_step)
@@ -75,20 +76,15 @@ class FileLog:
 
 def _drop_past(path: Path, step: int) -> None:
     """Replace the file by one without the lines past ``step`` and without a partial last line."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    kept = Path(name)
-    try:
-        with open(descriptor, "wb") as target:  # noqa: PTH123 - a descriptor has no Path
-            target.writelines(_kept_of(path, step))
-            target.flush()
-            os.fsync(target.fileno())
-        shutil.copymode(path, kept)
+    with discarded(*open_temporary(path.parent)) as (target, kept):
+        shutil.copymode(path, kept)  # before anything is in it that not everybody may read
+        target.writelines(_kept_of(path, step))
+        target.flush()
+        os.fsync(target.fileno())
         dropped = path.stat().st_size - kept.stat().st_size
         if dropped:
             kept.replace(path)
             _log.info("Dropped %d bytes of lines past step %d from %s.", dropped, step, path)
-    finally:
-        kept.unlink(missing_ok=True)
 
 
 def _kept_of(path: Path, step: int) -> Iterator[bytes]:

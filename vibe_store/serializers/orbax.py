@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from vibe_store.serializers.orbax_read import read_arrays
 from vibe_store.serializers.orbax_tree import has_array, places, stored_name, to_orbax
 from vibe_store.serializers.places import nest
 from vibe_store.serializers.tree import HostCopy, compare, dtype_named, flatten, warn_of_other_callables
+from vibe_store.temporary_folders import temporary_folder
 
 __all__ = ["OrbaxSerializer"]
 
@@ -121,19 +121,19 @@ class OrbaxSerializer(Serializer):
         Raises:
             TemplateMismatchError: a leaf differs in path, shape, dtype or kind; all differences are in it.
             CorruptCheckpointError: what is stored is not what was saved.
-            InvalidValueError: an array cannot be put where the template wants it, or the job has several
-                processes.
+            InvalidValueError: an array cannot be put where the template wants it, the job has several
+                processes, or ``VIBE_STORE_STAGING_DIR``, where links to the files are made, is no folder.
         """
         _check_job()
         flat = flatten(like)
         compare(source.leaves, flat, partial=partial, what=f"saved item {item!r}")
         wanted = {row.path for row in flat.rows}
         stored = [row for row in source.leaves if row.path in wanted and row.shape is not None]
-        with tempfile.TemporaryDirectory(prefix="vibe_store-") as folder:
-            _link(source, item, Path(folder))
+        with temporary_folder() as folder:
+            _link(source, item, folder)
             where = places(row.path for row in source.leaves)
             arrays = read_arrays(
-                Path(folder) / item,
+                folder / item,
                 {stored_name(where[row.path]): row for row in stored if has_array(row)},
                 leaves=len(source.leaves),
             )
