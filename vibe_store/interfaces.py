@@ -424,6 +424,9 @@ class Checkpointer(ABC):
     ) -> PyTree:
         """Load the state of one step into the structure of ``like``.
 
+        Arrays come back strongly typed, weakly typed ones too, which may promote to other dtypes than before:
+        make such an array strong before training, as ``jnp.asarray(0.9, jnp.bfloat16)``.
+
         Args:
             step: the step; None for the newest one that verifies.
             like: a template, of arrays or of ``jax.ShapeDtypeStruct``. None loads what there is into dicts

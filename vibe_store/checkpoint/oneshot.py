@@ -103,6 +103,9 @@ def load_checkpoint(
 ) -> PyTree:
     """Load the pytree of one checkpoint, verified, into the structure of ``like``.
 
+    Arrays come back strongly typed, weakly typed ones too, which may promote to other dtypes than before:
+    make such an array strong before training, as ``jnp.asarray(0.9, jnp.bfloat16)``.
+
     Args:
         directory: the folder that was given to :func:`save_checkpoint`, or one step's own folder.
         like: a template of the same structure, shapes and dtypes; its leaves may be ``jax.ShapeDtypeStruct``.
