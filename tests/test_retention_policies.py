@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,7 +244,7 @@ def test_a_policy_is_shown_as_the_call_that_makes_it() -> None:
     )
 
 
-_COUNTS: tuple[Any, ...] = (0, -1, True, 1.0, "3", None)
+_COUNTS: tuple[Any, ...] = (0, -1, True, 1.0, "3", None, np.array(2.0))
 _REFUSED: list[tuple[Callable[[Any], object], tuple[Any, ...], str]] = [
     (every_steps, _COUNTS, "interval is the number of steps"),
     (lambda n: best_n(n, "loss", mode="min"), _COUNTS, "n is the number of best"),
