@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import pytest
 
+from vibe_store.errors import SaveTimeoutError
 from vibe_store.runner import Progress, TrainingInterrupted, train_dqn
 from vibe_store.runner.signals import SignalWatch
 
@@ -79,6 +80,73 @@ def test_a_last_save_that_takes_too_long_is_given_up_and_said(
         )
     released.set()
     assert caught.value.overdue
+    assert not caught.value.saved
+
+
+@pytest.mark.parametrize("blocking", ["save", "wait"])
+def test_a_signal_while_the_checkpointer_blocks_is_answered_within_its_deadline(
+    blocking: str, cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type
+) -> None:
+    released = threading.Event()
+
+    class Blocking(new_memory):
+        def save(self, *args: Any, **kwargs: Any) -> bool:
+            return self.hold("save") or super().save(*args, **kwargs)
+
+        def wait(self) -> None:
+            self.hold("wait")
+
+        def hold(self, name: str) -> bool:
+            if name == blocking:
+                os.kill(os.getpid(), signal.SIGTERM)
+                released.wait(20)
+            return False
+
+    with pytest.raises(TrainingInterrupted, match=r"not saved: .* preemption_deadline_secs=0\.2") as caught:
+        train_dqn(
+            *cartpole,
+            dqn_config=small.dqn,
+            runner_config=small.replace(small.runner, preemption_deadline_secs=0.2),
+            checkpointer=Blocking(),
+        )
+    assert not released.is_set()
+    released.set()
+    assert caught.value.overdue
+    assert not caught.value.saved
+
+
+def test_a_signal_during_the_last_wait_ends_a_complete_run_with_its_status(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type
+) -> None:
+    class Signalled(new_memory):
+        def wait(self) -> None:
+            if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterrupted, match=r"480 of 480, .* is saved: the run is complete") as caught:
+        train_dqn(*cartpole, dqn_config=small.dqn, runner_config=small.runner, checkpointer=Signalled())
+    assert caught.value.code == 143
+    assert caught.value.saved
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_step_that_is_passed_over_at_a_signal_is_not_said_to_be_saved(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type
+) -> None:
+    class Busy(new_memory):
+        def save(self, *_: Any, **__: Any) -> bool:
+            raise SaveTimeoutError("The save before takes too long.")
+
+    with pytest.raises(
+        TrainingInterrupted, match=r"not saved: The save before takes too long\. Run"
+    ) as caught:
+        train_dqn(
+            *cartpole,
+            dqn_config=small.dqn,
+            runner_config=small.runner,
+            checkpointer=Busy(),
+            on_progress=at_step(1, signal.SIGTERM),
+        )
     assert not caught.value.saved
 
 

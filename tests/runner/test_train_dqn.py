@@ -5,6 +5,7 @@ import logging
 import uuid
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,6 +255,17 @@ def test_a_resumed_run_knows_the_best_return_before_it(
     assert best == []
 
 
+def test_a_resumed_run_knows_the_best_return_where_the_checkpointer_ranks_nothing(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, straight: tuple[TrainResult, Any]
+) -> None:
+    part = copy_up_to(straight[1], 400)
+    part.infos[304] = replace(part.infos[304], metrics={"eval_return": 1e9})
+    part.best_step = lambda: None
+    best: list[int] = []
+    train(cartpole, small, checkpointer=part, resume=True, on_best=best.append)
+    assert best == []
+
+
 def test_a_save_that_fails_in_the_background_is_told_and_training_goes_on(
     cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type, straight: tuple[TrainResult, Any]
 ) -> None:
@@ -269,6 +281,26 @@ def test_a_save_that_fails_in_the_background_is_told_and_training_goes_on(
         result = train(cartpole, small, checkpointer=memory)
     assert memory.all_steps() == [208, 304, 400, 480]
     assert same_bits(result, straight[0])
+
+
+def test_a_save_that_fails_in_the_background_counts_neither_as_saved_nor_as_the_best(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, new_memory: type, straight: tuple[TrainResult, Any]
+) -> None:
+    class FullDisk(new_memory):
+        def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
+            if self.steps.pop(160, None):
+                raise SaveFailedError("Saving step 160 failed: no space left.", step=160)
+            return super().save(step, *args, **kwargs)
+
+    memory, best = FullDisk(), []
+    vars(memory).update(vars(copy_up_to(straight[1], 112)))
+    memory.infos[112] = replace(memory.infos[112], metrics={"eval_return": -1.0})
+    with pytest.warns(VibeStoreWarning, match="Saving step 160 failed"):
+        result = train(
+            cartpole, small, checkpointer=memory, checkpoint_interval=160, resume=True, on_best=best.append
+        )
+    assert result.saved_steps == (320, 480)
+    assert best[:3] == [160, 112, 320]
 
 
 def test_resume_without_a_directory_warns_once_and_trains(

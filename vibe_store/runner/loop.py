@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,7 @@ _log = logging.getLogger("vibe_store")
 
 _CHUNK_SECS = 0.5
 _FIRST_CHUNK = 32
+_POLL_SECS = 0.1
 
 
 class Carry(NamedTuple):
@@ -134,7 +136,7 @@ class TrainResult:
         history: the lines of metrics of this call, oldest first, each with its ``"step"``.
         eval_return: the last evaluation's mean return; None where there was none.
         checkpoint_dir: where the checkpoints are, as configured.
-        saved_steps: the steps that this call saved.
+        saved_steps: the steps that this call saved; not those whose save failed.
         compile_seconds: how long compilation took.
         train_seconds: how long the rest took, evaluations and saves included.
         blocked_seconds: how long training stood still for all saves together, the wait at the end apart.
@@ -160,7 +162,8 @@ class Callbacks:
     Attributes:
         metrics: gets a line of metrics at each log point and each evaluation.
         on_progress: is called after each chunk.
-        on_best: is called with the step of each checkpoint that was saved with the best evaluation so far.
+        on_best: is called with the step of each checkpoint that was saved with the best evaluation so far;
+            and with the one before it, should such a save fail in the background.
     """
 
     metrics: MetricsWriter | None = None
@@ -178,7 +181,7 @@ class Trainer:
         key: the run's PRNG key.
         checkpointer: where to save; None saves nothing.
         resumed_from: the step that the carry was restored at.
-        best: the best evaluation among the checkpoints that exist.
+        returns: the mean returns of the evaluations of the checkpoints that exist, by step.
         callbacks: who is told.
         signals: tells whether to stop.
 
@@ -195,7 +198,7 @@ class Trainer:
         *,
         checkpointer: Checkpointer | None,
         resumed_from: int | None,
-        best: float,
+        returns: Mapping[int, float],
         callbacks: Callbacks,
         signals: SignalWatch,
     ) -> None:
@@ -205,7 +208,7 @@ class Trainer:
         self._key = key
         self._checkpointer = checkpointer
         self._resumed_from = resumed_from
-        self._best = best
+        self._returns = dict(returns)
         self._callbacks = callbacks
         self._signals = signals
         self._step = resumed_from or 0
@@ -215,7 +218,7 @@ class Trainer:
                 f"total_timesteps={config.total_timesteps} cannot be used with {program.stride:,} steps at a "
                 f"time: steps are counted in 32 bits, up to {2**31 - 1:,}."
             )
-        if self._reaches_target(best):
+        if any(self._reaches_target(each) for each in returns.values()):
             self._end = min(self._end, self._step)
         self._saved_step = resumed_from
         self._saved_steps: list[int] = []
@@ -229,7 +232,8 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            TrainingInterrupted: a signal came; what had been trained is saved, where there is a checkpointer.
+            TrainingInterrupted: a signal came; what had been trained is saved, where there is a checkpointer
+                and the deadline allowed it.
         """
         started = time.perf_counter()
         compile_seconds = 0.0
@@ -246,12 +250,12 @@ class Trainer:
             if self._step == self._end or due(
                 self._step, self._config.checkpoint_interval, self._program.stride
             ):
-                self._save(evaluation)
+                self._save(evaluation, last=self._step == self._end)
             self._tell(report)
+        if self._checkpointer is not None and self._signals.received is None:
+            self._wait(self._checkpointer)
         if self._signals.received is not None:
             self._stop(self._signals.received)
-        if self._checkpointer is not None:
-            self._checkpointer.wait()
         return TrainResult(
             state=self._carry.state,
             runner=self._carry.runner,
@@ -330,7 +334,7 @@ class Trainer:
                 except OSError as error:
                     warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
 
-    def _save(self, evaluation: Mapping[str, Any] | None) -> None:
+    def _save(self, evaluation: Mapping[str, Any] | None, *, last: bool) -> None:
         """Save this step, if it is not saved yet; the interval is decided here, not by the checkpointer."""
         if self._checkpointer is None or self._saved_step == self._step:
             return
@@ -341,35 +345,85 @@ class Trainer:
         except SaveFailedError as error:
             if error.step == self._step:
                 raise
+            self._take_back(self._checkpointer, error.step)
             warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
             self._save_now(self._checkpointer, metrics)
         except SaveTimeoutError as error:
-            if self._step == self._end:
+            if last:
                 raise
             skipped = f"Step {self._step:,} is not saved, and training goes on."
             warnings.warn(f"{error} {skipped}", VibeStoreWarning, stacklevel=2)
         self._last_blocked = time.perf_counter() - started
         self._blocked += self._last_blocked
-        saved = self._saved_step == self._step
-        if saved and evaluation is not None and evaluation["eval_return"] > self._best:
-            self._best = evaluation["eval_return"]
-            if self._callbacks.on_best is not None:
-                self._callbacks.on_best(self._step)
+        if evaluation is not None and self._saved_step == self._step:
+            before = self._best_step()
+            self._returns[self._step] = evaluation["eval_return"]
+            self._tell_best(before)
 
     def _save_now(self, checkpointer: Checkpointer, metrics: Mapping[str, float] | None) -> None:
         runner = self._carry.runner
         if self._program.replay is not None and not self._config.save_replay_buffer:
             runner = self._program.replay.remove(runner)
-        checkpointer.save(
-            self._step,
-            self._carry.state,
-            items={"runner": runner},
-            metrics=metrics,
-            metadata=self._program.metadata,
-            force=True,
+        self._within_deadline(
+            lambda: checkpointer.save(
+                self._step,
+                self._carry.state,
+                items={"runner": runner},
+                metrics=metrics,
+                metadata=self._program.metadata,
+                force=True,
+            )
         )
         self._saved_step = self._step
         self._saved_steps.append(self._step)
+
+    def _wait(self, checkpointer: Checkpointer) -> None:
+        try:
+            self._within_deadline(checkpointer.wait)
+        except SaveFailedError as error:
+            self._take_back(checkpointer, error.step)
+            raise
+
+    def _within_deadline(self, work: Callable[[], object]) -> None:
+        """Do what may block, in a thread that is left behind once a signal's deadline has passed."""
+        outcome: Future[object] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="vibe-store-save", daemon=True).start()
+        deadline = self._config.preemption_deadline_secs
+        while wait([outcome], _POLL_SECS).not_done:
+            signum = self._signals.received
+            if signum is not None and self._signals.seconds_since() >= deadline:
+                reason = f"that took longer than preemption_deadline_secs={deadline:g}."
+                raise self._interrupted(signum, _not_saved(reason), saved=False, overdue=True)
+        outcome.result()
+
+    def _take_back(self, checkpointer: Checkpointer, step: int) -> None:
+        """Count a step as not saved, as its save failed after all."""
+        committed = checkpointer.last_committed
+        if step not in self._saved_steps or (committed is not None and committed.step == step):
+            return  # what failed is what came after it, deleting others say
+        before = self._best_step()
+        self._saved_steps.remove(step)
+        self._returns.pop(step, None)
+        if self._saved_step == step:
+            self._saved_step = self._saved_steps[-1] if self._saved_steps else self._resumed_from
+        self._tell_best(before)
+
+    def _best_step(self) -> int | None:
+        known = {step: value for step, value in self._returns.items() if not np.isnan(value)}
+        return max(known, key=lambda step: known[step], default=None)
+
+    def _tell_best(self, before: int | None) -> None:
+        """Tell which saved step is the best, if that is another one than before."""
+        best = self._best_step()
+        if best is not None and best != before and self._callbacks.on_best is not None:
+            self._callbacks.on_best(best)
 
     def _tell(self, report: Mapping[str, Any]) -> None:
         if self._callbacks.on_progress is None:
@@ -393,49 +447,35 @@ class Trainer:
 
     def _stop(self, signum: int) -> None:
         """Save what there is, within the deadline, and end the run."""
-        name = "Ctrl-C" if signum == 2 else "SIGTERM"
-        where = f"{name} stopped training at step {self._step:,} of {self._end:,}"
         if self._checkpointer is None:
-            message, saved, overdue = (
-                f"{where}. Nothing is saved, since checkpoint_dir is None.",
-                False,
-                False,
-            )
-        elif self._step == 0:
-            message, saved, overdue = f"{where}. There was nothing to save yet.", False, False
-        else:
-            error, overdue = self._save_within_deadline(self._checkpointer)
-            saved = error is None
-            message = (
-                f"{where}, which is saved. Run it again with resume=True to go on from there."
-                if error is None
-                else f"{where}, which is not saved: {error} Run it again with resume=True to go on from the "
-                "newest checkpoint."
-            )
+            raise self._interrupted(signum, ". Nothing is saved, since checkpoint_dir is None.", saved=False)
+        if self._step == 0:
+            raise self._interrupted(signum, ". There was nothing to save yet.", saved=False)
+        try:
+            self._save(None, last=True)
+            self._wait(self._checkpointer)
+        except Exception as error:
+            raise self._interrupted(signum, _not_saved(str(error)), saved=False) from error
+        rest = (
+            ", its end, which is saved: the run is complete."
+            if self._step == self._end
+            else ", which is saved. Run it again with resume=True to go on from there."
+        )
+        raise self._interrupted(signum, rest, saved=True)
+
+    def _interrupted(
+        self, signum: int, rest: str, *, saved: bool, overdue: bool = False
+    ) -> TrainingInterrupted:
+        name = "Ctrl-C" if signum == 2 else "SIGTERM"
+        message = f"{name} stopped training at step {self._step:,} of {self._end:,}{rest}"
         _log.warning("%s", message)
-        raise TrainingInterrupted(message, signum=signum, step=self._step, saved=saved, overdue=overdue)
+        return TrainingInterrupted(message, signum=signum, step=self._step, saved=saved, overdue=overdue)
 
-    def _save_within_deadline(self, checkpointer: Checkpointer) -> tuple[str | None, bool]:
-        """Save in a thread that can be left behind.
 
-        Returns None, or a sentence on why nothing was saved; and whether the save is still under way.
-        """
-        failures: list[Exception] = []
-
-        def save_and_wait() -> None:
-            try:
-                self._save(None)
-                checkpointer.wait()
-            except Exception as error:  # noqa: BLE001 - handed to the thread that waits, which reports it
-                failures.append(error)
-
-        thread = threading.Thread(target=save_and_wait, name="vibe-store-last-save", daemon=True)
-        thread.start()
-        deadline = self._config.preemption_deadline_secs
-        thread.join(max(0.0, deadline - self._signals.seconds_since()))
-        if thread.is_alive():
-            return f"that took longer than preemption_deadline_secs={deadline:g}.", True
-        return (str(failures[0]) if failures else None), False
+def _not_saved(reason: str) -> str:
+    return (
+        f", which is not saved: {reason} Run it again with resume=True to go on from the newest checkpoint."
+    )
 
 
 def _summary(scalars: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from typing import Any
 
 import jax
 
-from vibe_store.errors import CheckpointsExistError, InvalidValueError, TemplateMismatchError
+from vibe_store.errors import (
+    CheckpointNotFoundError,
+    CheckpointsExistError,
+    CorruptCheckpointError,
+    InvalidValueError,
+    NewerFormatError,
+    TemplateMismatchError,
+)
 from vibe_store.interfaces import Checkpointer
 from vibe_store.run_dir import Place
 from vibe_store.runner.config import RunnerConfig
@@ -16,7 +23,7 @@ from vibe_store.runner.loop import Carry, Program
 from vibe_store.runner.signals import TrainingInterrupted
 from vibe_store.runner.warning import warn_caller
 
-__all__ = ["best_so_far", "opened", "restore"]
+__all__ = ["opened", "restore", "returns_so_far"]
 
 _log = logging.getLogger("vibe_store")
 
@@ -108,11 +115,18 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
     return Carry(state, runner)
 
 
-def best_so_far(checkpointer: Checkpointer) -> float:
-    """Return the best evaluation among the checkpoints that exist, or minus infinity."""
-    step = checkpointer.best_step()
-    metrics = None if step is None else checkpointer.info(step).metrics
-    return float("-inf") if metrics is None else metrics["eval_return"]
+def returns_so_far(checkpointer: Checkpointer) -> dict[int, float]:
+    """Return the mean returns of the evaluations of the checkpoints that exist, by step."""
+    returns = {}
+    for step in checkpointer.all_steps():
+        try:
+            metrics = checkpointer.info(step).metrics or {}
+        except (CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError) as error:
+            _log.warning("Step %d is not ranked: %s", step, error)
+            continue
+        if "eval_return" in metrics:
+            returns[step] = metrics["eval_return"]
+    return returns
 
 
 def _open(config: RunnerConfig, directory: str | os.PathLike[str] | Place) -> tuple[Checkpointer, bool]:

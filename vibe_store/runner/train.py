@@ -10,7 +10,7 @@ from vibe_store.interfaces import Checkpointer
 from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.envs import VectorEnv
 from vibe_store.runner.loop import Callbacks, MetricsWriter, Program, Progress, Trainer, TrainResult
-from vibe_store.runner.resume import best_so_far, opened, restore
+from vibe_store.runner.resume import opened, restore, returns_so_far
 from vibe_store.runner.seeds import of_seeds, run_keys
 from vibe_store.runner.signals import SignalWatch
 
@@ -31,9 +31,9 @@ def train(
     key = run_keys(runner_config.seed, runner_config.num_seeds)
     with SignalWatch() as signals, opened(runner_config, checkpointer) as (store, resume_from):
         if store is None or resume_from is None:
-            carry, best = jax.jit(program.init)(key), float("-inf")
+            carry, returns = jax.jit(program.init)(key), {}
         else:
-            carry, best = restore(store, resume_from, program, key), best_so_far(store)
+            carry, returns = restore(store, resume_from, program, key), returns_so_far(store)
         return Trainer(
             program,
             runner_config,
@@ -41,7 +41,7 @@ def train(
             key,
             checkpointer=store,
             resumed_from=resume_from,
-            best=best,
+            returns=returns,
             callbacks=Callbacks(metrics=metrics, on_progress=on_progress, on_best=on_best),
             signals=signals,
         ).run()
