@@ -9,7 +9,8 @@ takes every flag that `vibe-store train` takes.
 import sys
 
 from vibe_store import MetricsLogger, initialize_checkpoint_dir
-from vibe_store.cli.arguments import plan_training
+from vibe_store.cli.arguments import plan_training, storing_settings
+from vibe_store.errors import VibeStoreError
 from vibe_store.runner import Progress
 from vibe_store.runner.presets import get_preset
 
@@ -31,9 +32,13 @@ def main() -> None:
         keep_period=plan.runner.keep_period,
         best_fn=lambda metrics: metrics["eval_return"],
         best_mode="max",
+        async_timeout_secs=plan.runner.async_timeout_secs,
+        serializer=plan.runner.serializer,
+        retention=plan.runner.retention,
     )
     step = checkpointer.latest_step() if resuming else 0
-    plan.run.save_config(plan.stored)
+    if not resuming:
+        plan.run.save_config(plan.stored)
     print(f"run {plan.run.path}, from step {step:,}")
 
     def show(progress: Progress) -> None:
@@ -49,7 +54,7 @@ def main() -> None:
             plan.runner,
             checkpointer=checkpointer,
             metrics=metrics,
-            on_progress=show,
+            on_progress=storing_settings(plan, show),  # once they fit what was restored
             on_best=plan.run.mark_best,
         )
     print(f"done: step {result.step:,}, mean return of the last evaluation {result.eval_return}")
@@ -57,4 +62,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VibeStoreError as error:
+        sys.exit(f"error: {error}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vibe_store import MetricsLogger, RunDir, initialize_checkpoint_dir, load_checkpoint
+from vibe_store.metrics import read_metrics
 
 TOTAL_STEPS, SAVE_EVERY, EVALUATE_EVERY = 1_000, 200, 200
 OPTIMIZER = optax.adam(1e-2)
@@ -58,9 +59,9 @@ def main() -> None:
     print(f"run {run.run_id}, from step {start}")
 
     x = jnp.linspace(-2, 2, 100)
-    best = float("inf")
     # Lines past the step that was restored go: they will be written again.
     with manager, MetricsLogger(run.log_path(), resume_step=start) as metrics:
+        best = min((line["error"] for line in read_metrics(run.log_path())), default=float("inf"))
         for step in range(start + 1, TOTAL_STEPS + 1):
             state, loss = train_step(state)
             # Saves at multiples of SAVE_EVERY only, in the background, from a copy of the state.

@@ -2,11 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vibe_store import MetricsLogger, RunDir
 
 pytestmark = pytest.mark.proof
 
@@ -33,6 +36,20 @@ def test_a_training_loop_by_hand_saves_resumes_and_finds_its_best(tmp_path: Path
     assert float(found[2]) == pytest.approx(3, abs=0.3)
     again = run("training_loop.py", tmp_path, RUN_ID=found[1])
     assert "from step 1000" in again
+
+
+def test_a_training_loop_by_hand_that_resumes_remembers_its_best(tmp_path: Path) -> None:
+    found = re.search(r"run (line_fit_\S+), ", run("training_loop.py", tmp_path))
+    assert found is not None
+    folder = RunDir(base_dir=tmp_path / "runs", run_id=found[1])
+    # As if nothing had been as good as step 600, and the run had been killed right after it.
+    for step in (800, 1000):
+        shutil.rmtree(folder.checkpoint_dir(step))
+    with MetricsLogger(folder.log_path(), resume_step=400) as metrics:
+        metrics.write({"step": 600, "error": 0.0})
+    folder.mark_best(600)
+    assert "from step 600" in run("training_loop.py", tmp_path, RUN_ID=found[1])
+    assert folder.best_checkpoint == folder.checkpoints / "step_600"
 
 
 def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:

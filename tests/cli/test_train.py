@@ -461,17 +461,42 @@ def test_a_run_that_another_process_writes_to_is_left_alone(train: Run, tmp_path
     assert logged_steps(run) == [5]
 
 
-def test_the_example_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    example = Path(__file__).parents[2] / "examples" / "train.py"
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``example("cartpole_dqn", ...)`` runs ``examples/train.py`` in this process."""
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train.py"), run_name="__main__")
+
+    return run
+
+
+def test_the_example_trains_and_resumes(example: Run, tmp_path: Path, capsys: Any) -> None:
     for total, start in (("32", "0"), ("64", "32")):
         flags = [*TINY, "--base-dir", str(tmp_path), "--run-id", "mine", "--runner.total-timesteps", total]
-        monkeypatch.setattr(sys, "argv", ["train.py", "cartpole_dqn", "--runner.resume", "true", *flags])
-        runpy.run_path(str(example), run_name="__main__")
+        example("cartpole_dqn", "--runner.resume", "true", *flags)
         out = capsys.readouterr().out
         assert out.startswith(f"run {tmp_path}/mine, from step {start}\n")
         assert f"done: step {total}, " in out
     assert logged_steps(tmp_path / "mine") == [16, 32, 48, 64]
     assert saved_steps(tmp_path / "mine" / "checkpoints") == [32, 64]
+
+
+def test_the_example_takes_the_flags_of_the_command_and_fails_in_a_sentence(
+    example: Run, tmp_path: Path
+) -> None:
+    place = ("--base-dir", str(tmp_path), "--run-id", "mine")
+    names = ("--runner.serializer", "orbax", "--runner.retention", "every_steps:interval=64")
+    example("cartpole_dqn", *TINY, *place, *names)
+    listed = list_checkpoints(tmp_path / "mine" / "checkpoints")
+    assert [(entry.step, entry.info.serializer) for entry in listed if entry.info] == [(64, "orbax")]
+    before = (tmp_path / "mine" / "config.json").read_bytes()
+    with pytest.raises(SystemExit, match=r"^error: (.|\n)*hidden_sizes=\[5\] \(was \[4\]\)"):
+        example("cartpole_dqn", *place, "--runner.resume", "true", "--dqn.hidden-sizes", "5")
+    assert (tmp_path / "mine" / "config.json").read_bytes() == before
+    with pytest.raises(SystemExit, match=r"^error: There is no preset 'nope'"):
+        example("nope")
 
 
 def test_curves_for_tensorboard_are_written_beside_the_log(train: Run, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,11 +28,12 @@ from vibe_store.metrics.tensorboard import check_tensorboard
 from vibe_store.registry import default_registry, get_retention, get_serializer
 from vibe_store.run_dir import Place, RunDir, find_runs
 from vibe_store.runner.config import RunnerConfig
+from vibe_store.runner.loop import Progress
 from vibe_store.runner.presets import Preset
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
 
-__all__ = ["TrainPlan", "plan_training"]
+__all__ = ["TrainPlan", "plan_training", "storing_settings"]
 
 _AT_ONCE = 16
 """How many runs' configurations are read at the same time."""
@@ -135,6 +136,20 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         },
         changes=changes if stored is not None else {},
     )
+
+
+def storing_settings(plan: TrainPlan, on_progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a callback that stores a resumed run's settings once they have proved to fit its checkpoint."""
+    stored = False
+
+    def store_once(progress: Progress) -> None:
+        nonlocal stored
+        if not stored:
+            plan.run.save_config(plan.stored)
+            stored = True
+        on_progress(progress)
+
+    return store_once
 
 
 def _parse(flags: Sequence[str], defaults: _Flags, preset: Preset, prog: str) -> _Flags:

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,13 +15,13 @@ from rich.console import Console
 from vibe_store.checkpoint.layout import write_best
 from vibe_store.checkpoint.opening import open_directory
 from vibe_store.checkpoint.writer import become_writer
-from vibe_store.cli.arguments import TrainPlan, plan_training
+from vibe_store.cli.arguments import TrainPlan, plan_training, storing_settings
 from vibe_store.cli.output import LastingOutput, silence
 from vibe_store.cli.progress import ProgressDisplay
 from vibe_store.errors import VibeStoreWarning
 from vibe_store.metrics import MetricsLogger, TensorBoardLogger
 from vibe_store.run_dir import Place
-from vibe_store.runner.loop import MetricsWriter, Progress, TrainResult
+from vibe_store.runner.loop import MetricsWriter, TrainResult
 from vibe_store.runner.presets import get_preset, preset_names
 from vibe_store.runner.resume import opened
 from vibe_store.runner.signals import TrainingInterrupted
@@ -91,7 +91,7 @@ def _run(plan: TrainPlan, console: Console) -> TrainResult:
                 plan.runner,
                 checkpointer=checkpointer,
                 metrics=metrics,
-                on_progress=_remembering(plan, display) if plan.existing else display,
+                on_progress=storing_settings(plan, display) if plan.existing else display,
                 on_best=lambda step: _mark_best(plan.directory, step),
             )
 
@@ -128,20 +128,6 @@ def _mark_best(directory: Place, step: int) -> None:
             VibeStoreWarning,
             stacklevel=2,
         )
-
-
-def _remembering(plan: TrainPlan, display: ProgressDisplay) -> Callable[[Progress], None]:
-    """Return a callback that stores a resumed run's settings once they have proved to fit its checkpoint."""
-    remembered = False
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal remembered
-        if not remembered:
-            plan.run.save_config(plan.stored)
-            remembered = True
-        display(progress)
-
-    return on_progress
 
 
 @contextmanager
