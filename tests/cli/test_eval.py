@@ -200,6 +200,22 @@ def test_parameters_that_are_no_numbers_are_not_taken_for_the_usual_ones(
     assert "on CartPole-v1 with values of x_threshold that are no numbers" in ran.err
 
 
+def test_a_return_that_is_no_number_is_text_in_json(
+    vibe_store: Run, cartpole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_env = CartPole.step_env
+
+    def without_reward(self: Any, *arguments: Any) -> Any:
+        obs, state, reward, *rest = step_env(self, *arguments)
+        return (obs, state, reward * jnp.nan, *rest)
+
+    monkeypatch.setattr(CartPole, "step_env", without_reward)
+    ran = vibe_store("eval", cartpole_run, "--episodes", "2", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert json.loads(ran.out)["returns"] == ["NaN", "NaN"]
+    assert json.loads(ran.out)["return"]["mean"] == "NaN"
+
+
 def test_render_draws_an_episode_frame_by_frame(vibe_store: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     env, params = gymnax.make("Breakout-MinAtar")

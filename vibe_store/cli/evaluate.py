@@ -17,7 +17,7 @@ import tyro
 
 from vibe_store.checkpoint.finding import find_checkpoint
 from vibe_store.cli.drawing import check_episode_drawing, draw_episode
-from vibe_store.cli.inspect import plain_metrics, print_json, step_number
+from vibe_store.cli.inspect import plain_metrics, plain_number, print_json, step_number
 from vibe_store.cli.options import StorageOptions, parse_options
 from vibe_store.runner.evaluate import evaluate as play
 from vibe_store.runner.evaluate import record_episode
@@ -89,7 +89,7 @@ def evaluate(argv: Sequence[str]) -> int:
                 "env": env.name,
                 "episodes": arguments.episodes,
                 "seed": arguments.seed,
-                "returns": returns.tolist(),
+                "returns": [plain_number(value) for value in returns.tolist()],
                 "lengths": lengths.tolist(),
                 "return": plain_metrics(_summary(returns)),
                 "length": plain_metrics(_summary(lengths)),

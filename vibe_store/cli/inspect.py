@@ -42,7 +42,7 @@ from vibe_store.errors import CheckpointNotFoundError, CorruptCheckpointError, N
 from vibe_store.interfaces import Leaf, Verify
 from vibe_store.storage.redaction import without_credentials
 
-__all__ = ["ls", "plain_metrics", "plugins", "print_json", "show", "step_number", "verify"]
+__all__ = ["ls", "plain_metrics", "plain_number", "plugins", "print_json", "show", "step_number", "verify"]
 
 _Directory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 _Step = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STEP]")]
@@ -337,11 +337,12 @@ def print_json(value: Any) -> None:
 
 def plain_metrics(metrics: Mapping[str, float] | None) -> dict[str, float | str] | None:
     """Return metrics as JSON can hold them; what it lacks as text."""
-    if metrics is None:
-        return None
-    return {
-        name: value if math.isfinite(value) else _NON_FINITE[str(value)] for name, value in metrics.items()
-    }
+    return None if metrics is None else {name: plain_number(value) for name, value in metrics.items()}
+
+
+def plain_number(value: float) -> float | str:
+    """Return a number as JSON can hold it; what it lacks as text."""
+    return value if math.isfinite(value) else _NON_FINITE[str(value)]
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
