@@ -122,15 +122,19 @@ class RunDir:
         """Return what :meth:`save_config` wrote; None where nothing was written.
 
         Raises:
-            InvalidValueError: the file holds no JSON object.
+            InvalidValueError: what is there is no JSON object.
         """
         where = without_credentials(str(self.config_path))
         try:
             config = json.loads(self._read_config())
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise InvalidValueError(f"{where} is a folder, and no file with a JSON object.") from error
         except ValueError as error:  # no JSON, or no UTF-8
             raise InvalidValueError(f"{where} is no JSON: {error}.") from error
+        except RecursionError as error:
+            raise InvalidValueError(f"{where} is nested too deeply to be read as JSON.") from error
         if not isinstance(config, Mapping):
             raise InvalidValueError(f"{where} holds no JSON object.")
         return dict(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,27 @@ def test_a_stored_setting_of_another_version_is_passed_over_with_a_warning(tmp_p
     assert again.config == dataclasses.replace(PRESET.config, gamma=0.5)
 
 
-def test_a_broken_config_of_another_run_hinders_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{", "is no JSON"),
+        (b"{\xff", "is no JSON"),
+        (b"[" * 200_000, "is nested too deeply"),
+        (None, "is a folder"),
+    ],
+    ids=["half", "no-text", "deep", "folder"],
+)
+def test_a_broken_config_of_another_run_hinders_nobody(
+    tmp_path: Path, vibe_store: Callable[..., Any], content: bytes | None, complaint: str
+) -> None:
     first = begun(tmp_path)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    with pytest.warns(VibeStoreWarning, match=r"broken.config\.json is no JSON.*passed over"):
+    broken = tmp_path / "broken" / "config.json"
+    broken.parent.mkdir()
+    if content is None:
+        broken.mkdir()
+    else:
+        broken.write_bytes(content)
+    with pytest.warns(VibeStoreWarning, match=rf"broken.config\.json {complaint}.*passed over"):
         again = plan(tmp_path, "--runner.resume", "true")
     assert again.run.path == first.run.path
+    assert vibe_store("ls", broken.parent).out == f"No steps in {broken.parent}.\n"

@@ -110,7 +110,8 @@ def _refuse_run_elsewhere(run: StorageBackend) -> None:
     """Raise where this is a run whose ``config.json`` says that its checkpoints are elsewhere."""
     try:
         config = json.loads(run.read("config.json"))
-    except (FileNotFoundError, ValueError):  # no run, or a file of somebody else's
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        # No run, or a file of somebody else's.
         return
     runner = config.get("runner") if isinstance(config, Mapping) else None
     place = runner.get("checkpoint_dir") if isinstance(runner, Mapping) else None

@@ -335,7 +335,7 @@ def _newest_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None
         configs = list(threads.map(_config_of, runs))
     newest, began = None, ""
     for run, config in zip(runs, configs, strict=True):
-        if isinstance(config, InvalidValueError):
+        if isinstance(config, Exception):
             warnings.warn(f"{config} That run was passed over.", VibeStoreWarning, stacklevel=2)
             continue
         if config.get("preset") != preset.name or str(config.get("created")) < began:
@@ -347,11 +347,13 @@ def _newest_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None
     return newest
 
 
-def _config_of(run: RunDir) -> Mapping[str, Any] | InvalidValueError:
+def _config_of(run: RunDir) -> Mapping[str, Any] | Exception:
     try:
         return run.load_config() or {}
     except InvalidValueError as error:
         return error
+    except OSError as error:
+        return OSError(f"{_shown(run.config_path)} cannot be read: {error}.")
 
 
 def _new_run(preset: Preset, flags: _Flags, options: Mapping[str, Any] | None) -> RunDir:
