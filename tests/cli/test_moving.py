@@ -315,3 +315,16 @@ def test_every_command_takes_the_options_of_a_bucket_and_shows_none(
     hidden = [bucket.server, *(bucket.storage_options.get(name) for name in ("key", "secret", "token"))]
     shown = "".join(ran.out + ran.err for ran in said)
     assert not [text for text in hidden if text and text in shown]
+
+
+@pytest.mark.parametrize(
+    "command", [("prune", "", "--keep", "1"), ("copy", "", "x"), ("ls", ""), ("eval", "")]
+)
+def test_an_empty_directory_is_not_the_current_folder(
+    vibe_store: Run, run_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(run_path)
+    ran = vibe_store(*command)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("error: The directory is empty text; give its path, ")
+    assert sorted(path.name for path in (run_path / "checkpoints").glob("step_*")) == ["step_10", "step_20"]

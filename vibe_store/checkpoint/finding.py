@@ -73,7 +73,12 @@ def located(directory: str, step: int | None, options: Mapping[str, Any] | None)
     Raises:
         CheckpointNotFoundError: there is no such directory; or it is that of a run whose checkpoints are
             elsewhere, which the message says. Nobody is led there unasked, as to delete something, say.
+        InvalidValueError: the directory is empty text, or a URL that lost a slash.
     """
+    if not directory:
+        raise InvalidValueError(
+            "The directory is empty text; give its path, '.' for the current folder, or a URL."
+        )
     place = place_of(directory, options)
     path = open_storage(directory, **(options or {})).local_path("") if isinstance(place, UrlPath) else place
     if path is not None and not path.exists():
@@ -144,7 +149,8 @@ def _opened(
     if isinstance(place, UrlPath):
         found, own = located(place.url, step, place.storage_options)
         return open_directory(found, place.storage_options), own
-    found, own = located(str(place), step, None)
+    # Of empty text, which `located` refuses, pathlib would make the current folder.
+    found, own = located(str(place) if directory else "", step, None)
     return open_directory(found, None), own
 
 

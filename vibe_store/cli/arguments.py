@@ -16,7 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from vibe_store.checkpoint.finding import distribution_named
 from vibe_store.checkpoint.opening import open_directory
 from vibe_store.checkpoint.step_index import latest_step
-from vibe_store.cli.options import parse_options
+from vibe_store.cli.options import parse_options, refuse
 from vibe_store.discovery import Kind, kind_text
 from vibe_store.errors import (
     CheckpointsExistError,
@@ -99,6 +99,7 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
     """
     defaults = _Flags(preset.config, preset.runner)
     given = _parse(flags, defaults, preset, prog)
+    _check_places(given)
     options = parse_options(given.storage_options, "--storage-options")
     run = _existing_run(preset, given, options)
     stored = run.load_config() if run is not None and given.runner.resume else None
@@ -227,6 +228,18 @@ def _read_boolean(word: str) -> bool:
     if word.lower() not in {"true", "false"}:
         raise ValueError(f"{word!r} is neither true nor false")
     return word.lower() == "true"
+
+
+def _check_places(flags: _Flags) -> None:
+    """End the process where the flags leave open which place they mean."""
+    for flag, place in (("base-dir", flags.base_dir), ("runner.checkpoint-dir", flags.runner.checkpoint_dir)):
+        if place == "":
+            refuse(f"--{flag} is empty; give a folder or a URL, and '.' for the current folder.")
+    if flags.runner.overwrite and flags.run_id is None and flags.runner.checkpoint_dir is None:
+        refuse(
+            "--runner.overwrite true has nothing to delete in a new run; say what to start over by --run-id "
+            "or --runner.checkpoint-dir."
+        )
 
 
 def _check(flags: _Flags, options: Mapping[str, Any] | None, *, existing: bool) -> None:

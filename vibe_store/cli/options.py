@@ -1,4 +1,4 @@
-"""Options of a storage, given to a command as JSON: they may hold secrets, so nothing shows them."""
+"""Arguments that several commands have, and how one that is a mistake is answered."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-__all__ = ["StorageOptions", "parse_options"]
+__all__ = ["StorageOptions", "parse_options", "refuse"]
 
 StorageOptions = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 """An argument that holds the options of a storage."""
@@ -14,6 +14,8 @@ StorageOptions = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 
 def parse_options(text: str | None, name: str) -> dict[str, Any] | None:
     """Return the options of a storage; end the process with a sentence where they are none.
+
+    They may hold secrets, so nothing shows them.
 
     Args:
         text: what was given to the argument.
@@ -34,7 +36,12 @@ def parse_options(text: str | None, name: str) -> dict[str, Any] | None:
     return options
 
 
+def refuse(sentence: str) -> NoReturn:
+    """End the process as for any mistake in the arguments: with a sentence on it, and status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def _refuse(sentence: str) -> NoReturn:
     example = '\'{"endpoint_url": "https://..."}\''
-    print(f"error: {sentence}; write it as {example}, in single quotes.", file=sys.stderr)
-    raise SystemExit(2)
+    refuse(f"{sentence}; write it as {example}, in single quotes.")
