@@ -134,6 +134,18 @@ def test_a_run_that_lacks_the_metric_is_passed_over_with_a_warning(vibe_store: R
 
 
 @shown
+def test_a_run_without_a_log_is_passed_over_where_it_was_not_named(vibe_store: Run, tmp_path: Path) -> None:
+    base = tmp_path / "runs"
+    log(base, "a", evaluations(1.0))
+    RunDir(base_dir=base, run_id="b").save_config({"preset": "cartpole_dqn"})
+    ran = vibe_store("curves", base, "--out", tmp_path / "x.svg")
+    assert ran.status == 0
+    assert ran.err == f"warning: {base}/b has no metrics log, logs/metrics.jsonl, and is passed over.\n"
+    assert "(1 run, 1 seed)" in ran.out
+    assert vibe_store("curves", base / "b", "--out", tmp_path / "x.svg").status == 1
+
+
+@shown
 def test_a_metric_that_no_run_has_is_an_error(vibe_store: Run, tmp_path: Path) -> None:
     log(tmp_path / "runs", "a", evaluations(1.0))
     ran = vibe_store("curves", tmp_path / "runs", "--out", tmp_path / "x.png", "--metric", "lo")

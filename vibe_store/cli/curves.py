@@ -18,7 +18,7 @@ import tyro
 
 from vibe_store.cli.drawing import Curve, check_curve_drawing, draw_curves
 from vibe_store.cli.inspect import print_json
-from vibe_store.cli.options import StorageOptions, parse_options
+from vibe_store.cli.options import StorageOptions, parse_options, refuse
 from vibe_store.errors import InvalidValueError, VibeStoreWarning
 from vibe_store.metrics import read_metrics
 from vibe_store.run_dir import RunDir, find_runs
@@ -62,10 +62,10 @@ def curves(argv: Sequence[str]) -> int:
         return 2
     out = Path(arguments.out)
     check_curve_drawing(out)
-    runs = [run for directory in arguments.directories for run in _runs_of(directory, options)]
+    runs = [each for directory in arguments.directories for each in _runs_of(directory, options)]
     groups: dict[str, list[tuple[RunDir, list[_Series]]]] = {}
-    for run in {str(run.path): run for run in runs}.values():
-        measured = _measured(run, arguments.metric)
+    for run, named in {str(run.path): (run, named) for run, named in runs}.values():
+        measured = _measured(run, arguments.metric, named=named)
         if measured:
             preset = (run.load_config() or {}).get("preset")
             groups.setdefault(str(preset or run.run_id), []).append((run, measured))
@@ -120,23 +120,37 @@ def mean_curve(name: str, series: Sequence[_Series]) -> Curve:
     )
 
 
-def _runs_of(directory: str, options: Mapping[str, Any] | None) -> list[RunDir]:
-    """Return the runs that a directory holds, or the run that it is."""
+def _runs_of(directory: str, options: Mapping[str, Any] | None) -> list[tuple[RunDir, bool]]:
+    """Return the runs that a directory holds, or the run that it is, and whether that was named itself."""
+    if not directory:
+        refuse("a directory is empty text; give its path, '.' for the current folder, or a URL.")
     place = place_of(directory, options)
     if isinstance(place, Path):
         place = place.absolute()
-    return find_runs(place) or [RunDir(base_dir=place.parent, run_id=place.name)]
+    found = [(run, False) for run in find_runs(place)]
+    return found or [(RunDir(base_dir=place.parent, run_id=place.name), True)]
 
 
-def _measured(run: RunDir, metric: str) -> list[_Series]:
-    """Return what each seed of a run measured; warn where that is nothing."""
+def _measured(run: RunDir, metric: str, *, named: bool) -> list[_Series]:
+    """Return what each seed of a run measured; warn where that is nothing.
+
+    Raises:
+        InvalidValueError: the run, which the user named, has no metrics log.
+    """
     where = without_credentials(str(run.path))
     try:
         lines = read_metrics(run.logs / "metrics.jsonl")
     except FileNotFoundError as error:
-        raise InvalidValueError(
-            f"{where} is no run that has a metrics log, logs/metrics.jsonl, and holds none."
-        ) from error
+        if named:
+            raise InvalidValueError(
+                f"{where} is no run that has a metrics log, logs/metrics.jsonl, and holds none."
+            ) from error
+        warnings.warn(
+            f"{where} has no metrics log, logs/metrics.jsonl, and is passed over.",
+            VibeStoreWarning,
+            stacklevel=2,
+        )
+        return []
     by_seed: dict[int, _Series] = {}
     for line in lines:
         several = line.get(f"{metric}_by_seed")
