@@ -41,11 +41,25 @@ def test_an_error_is_one_sentence_and_no_traceback(vibe_store: Run, tmp_path: Pa
     assert ran.err == f"error: There is no directory {tmp_path / 'nowhere'}.\n"
 
 
+def test_a_url_that_lost_a_slash_is_told_from_a_missing_directory(vibe_store: Run) -> None:
+    ran = vibe_store("ls", "s3:/bucket/run")
+    assert (ran.status, ran.out) == (1, "")
+    assert "lost a slash" in ran.err
+
+
 def test_an_error_of_the_system_is_one_sentence_too(vibe_store: Run, tmp_path: Path) -> None:
     name = "x" * 300
     ran = vibe_store("ls", tmp_path / name)
     assert ran.status == 1
     assert ran.err == f"error: File name too long: {tmp_path / name}\n"
+
+
+def test_an_error_of_a_server_names_its_url(vibe_store: Run) -> None:
+    pytest.importorskip("aiohttp")
+    ran = vibe_store("ls", "http://localhost:1/x")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("error: Connect call failed")
+    assert "in 'http://localhost:1/x" in ran.err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def _fail(sentence: str, status: int) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename is not None else ""
-        return f"{error.strerror}{place}"
+        # A storage notes what it was doing, and at which URL.
+        return ". ".join([f"{error.strerror}{place}", *getattr(error, "__notes__", [])])
     return str(error) or f"{type(error).__name__} without a message."
 
 
