@@ -55,6 +55,7 @@ def test_booleans_take_a_word_in_any_case(tmp_path: Path, word: str) -> None:
         (["--base-dir", ""], "--base-dir is empty; give a folder or a URL"),
         (["--runner.checkpoint-dir", ""], "--runner.checkpoint-dir is empty; give a folder or a URL"),
         (["--runner.overwrite", "true"], "say what to start over by --run-id or --runner.checkpoint-dir"),
+        (["--storage-options", '{"key": 1}'], "neither --base-dir nor --runner.checkpoint-dir is one"),
         (["--dqn.gamma", "2"], "gamma=2.0"),
         (["--dqn.learning-rat", "1"], "Unrecognized options: --dqn.learning-rat"),
     ],

@@ -220,10 +220,10 @@ def test_prune_keeps_what_a_named_policy_keeps(vibe_store: Run, run_path: Path) 
         (["--keep", "1", "--best", "eval_return"], 2, "--best METRIC and --mode go together"),
         (["--keep", "1", "--mode", "max"], 2, "--best METRIC and --mode go together"),
         (["--keep", "0"], 2, "--keep is 1 or more; got 0."),
+        (["--keep", "1", "--keep-period", "0"], 2, "--keep-period is 1 or more; got 0."),
         ([], 2, "give --keep N or --retention POLICY, or both"),
         (["--retention", "nobody"], 1, "There is no retention policy 'nobody'"),
         (["--retention", "latest:keep=1"], 1, "'latest' takes max_to_keep; 'keep' is none of them"),
-        (["--keep", "1", "--keep-period", "0"], 1, "keep_period is a whole number, 1 or more; got 0."),
     ],
 )
 def test_a_mistake_in_the_arguments_of_prune_deletes_nothing(

@@ -33,7 +33,7 @@ from vibe_store.runner.presets import Preset
 from vibe_store.storage.redaction import without_credentials
 from vibe_store.storage.url_path import UrlPath, place_of
 
-__all__ = ["TrainPlan", "plan_training", "storing_settings"]
+__all__ = ["TrainPlan", "parse_runner", "plan_training", "storing_settings"]
 
 _AT_ONCE = 16
 """How many runs' configurations are read at the same time."""
@@ -137,6 +137,15 @@ def plan_training(preset: Preset, flags: Sequence[str], *, prog: str) -> TrainPl
         },
         changes=changes if stored is not None else {},
     )
+
+
+def parse_runner(preset: Preset, flags: Sequence[str], *, prog: str) -> RunnerConfig:
+    """Return the settings of a new run with these flags, for which nothing is looked up or made.
+
+    Raises:
+        SystemExit: the flags cannot be understood (status 2).
+    """
+    return _parse(flags, _Flags(preset.config, preset.runner), preset, prog).runner
 
 
 def storing_settings(plan: TrainPlan, on_progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
@@ -246,12 +255,11 @@ def _check(flags: _Flags, options: Mapping[str, Any] | None, *, existing: bool) 
     """Refuse what would only fail once a new run's folder is there.
 
     Raises:
-        VibeStoreError: a provider or a package is missing, or an option is of no use.
+        SystemExit: an option is of no use (status 2).
+        VibeStoreError: a provider or a package is missing.
     """
     if options is not None and not any(map(_is_url, (flags.base_dir, flags.runner.checkpoint_dir or "."))):
-        raise InvalidValueError(
-            "--storage-options is for a URL, and neither --base-dir nor --runner.checkpoint-dir is one."
-        )
+        refuse("--storage-options is for a URL, and neither --base-dir nor --runner.checkpoint-dir is one.")
     if flags.tensorboard:
         check_tensorboard(flags.base_dir)
     if not existing:

@@ -152,9 +152,10 @@ def prune(argv: Sequence[str]) -> int:
     if arguments.keep is None and arguments.retention is None:
         print("error: give --keep N or --retention POLICY, or both.", file=sys.stderr)
         return 2
-    if arguments.keep is not None and arguments.keep < 1:
-        print(f"error: --keep is 1 or more; got {arguments.keep}.", file=sys.stderr)
-        return 2
+    for name, number in (("--keep", arguments.keep), ("--keep-period", arguments.keep_period)):
+        if number is not None and number < 1:
+            print(f"error: {name} is 1 or more; got {number}.", file=sys.stderr)
+            return 2
     directory, step = located(arguments.directory, None, options)
     shown = without_credentials(directory)
     if step is not None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from vibe_store.cli.arguments import parse_runner
+from vibe_store.runner.config import RunnerConfig
 from vibe_store.runner.presets import Preset, get_preset, preset_names
 from vibe_store.runner.resume_check import verify_resume as check
 
@@ -54,7 +56,9 @@ def verify_resume(argv: Sequence[str]) -> int:
     if taken:
         print(f"error: verify-resume chooses {', '.join(taken)} itself; leave it out.", file=sys.stderr)
         return 2
-    return _verify(name, [*_short(get_preset(name), flags), *flags], own.kill)
+    preset = get_preset(name)
+    given = parse_runner(preset, flags, prog=f"vibe-store verify-resume {name}")
+    return _verify(name, [*_short(preset, given, _names(flags)), *flags], own.kill)
 
 
 def _verify(preset: str, flags: Sequence[str], kills: int) -> int:
@@ -109,15 +113,12 @@ def _unwinding_at_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _short(preset: Preset, flags: Sequence[str]) -> list[str]:
+def _short(preset: Preset, given: RunnerConfig, names: set[str]) -> list[str]:
     """Return the flags that make a run short and save ten times; what the user gave is left to them."""
-    steps = min(preset.runner.total_timesteps, _STEPS)
-    defaults = {
-        "--runner.total-timesteps": steps,
-        "--runner.checkpoint-interval": min(preset.runner.checkpoint_interval, max(1, steps // 10)),
-    }
-    given = _names(flags)
-    return [word for flag, value in defaults.items() if flag not in given for word in (flag, str(value))]
+    total, interval = "--runner.total-timesteps", "--runner.checkpoint-interval"
+    steps = given.total_timesteps if total in names else min(preset.runner.total_timesteps, _STEPS)
+    defaults = {total: steps, interval: min(preset.runner.checkpoint_interval, max(1, steps // 10))}
+    return [word for flag, value in defaults.items() if flag not in names for word in (flag, str(value))]
 
 
 def _names(flags: Sequence[str]) -> set[str]:
