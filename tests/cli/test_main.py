@@ -1,5 +1,6 @@
 """The command as a whole: what it says of itself, what an error looks like, and what it imports."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +53,16 @@ def test_an_error_of_the_system_is_one_sentence_too(vibe_store: Run, tmp_path: P
     ran = vibe_store("ls", tmp_path / name)
     assert ran.status == 1
     assert ran.err == f"error: File name too long: {tmp_path / name}\n"
+
+
+def test_a_path_that_the_encoding_of_the_output_lacks_is_shown_all_the_same(run_path: Path) -> None:
+    folder = run_path.rename(run_path.with_name("r\u00fcn"))
+    command = [sys.executable, "-m", "vibe_store.cli", "ls", folder / "logs"]
+    (folder / "logs").mkdir()
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"No steps in {folder.parent}/r\\xfcn/logs.\n"
 
 
 def test_an_error_of_a_server_names_its_url(vibe_store: Run) -> None:

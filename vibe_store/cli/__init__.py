@@ -1,6 +1,7 @@
 """The ``vibe-store`` command: picks a subcommand, and says in one sentence what went wrong."""
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -60,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the command's name; those of the process by default.
 
     Returns:
-        The exit status: 0; 1 where something failed or ``verify`` found a fault; 2 for a mistake in the
-        arguments; 130 after Ctrl-C and 143 after SIGTERM.
+        The exit status: 0; 2 where the command line is wrong by itself; 1 where what it asks for failed, or
+        ``verify`` found a fault; 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what a terminal cannot show
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
