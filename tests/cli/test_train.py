@@ -236,7 +236,6 @@ def test_a_run_saves_and_is_resumed_by_the_serializer_and_the_policy_that_are_na
         ),
         (("--dqn.network", "cnn"), "network='cnn'"),
         (("--runner.num-envs", "256", "--dqn.buffer-size", "128"), "128 transitions cannot take 256 at"),
-        (("--storage-options", '{"key": 1}'), "neither --base-dir nor --runner.checkpoint-dir is one"),
     ],
 )
 def test_what_cannot_be_used_is_told_before_anything_is_there(
@@ -505,3 +504,5 @@ def test_curves_for_tensorboard_are_written_beside_the_log(train: Run, tmp_path:
     assert ran.status == 0
     (events,) = (tmp_path / "runs" / "curves" / "logs" / "tensorboard").iterdir()
     assert b"steps_per_second" in events.read_bytes()
+    (further,) = [line for line in ran.out.splitlines() if line.startswith("Train further: ")]
+    assert " --tensorboard true " in further, "it is not stored with the run's settings"

@@ -209,4 +209,6 @@ def _resume_command(plan: TrainPlan) -> str:
         words += ["--base-dir", without_credentials(str(base))]
     if any(isinstance(place, UrlPath) and place.storage_options for place in (base, plan.directory)):
         words += ["--storage-options", "..."]
+    if plan.tensorboard:
+        words += ["--tensorboard", "true"]
     return shlex.join(words)

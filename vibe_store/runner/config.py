@@ -23,7 +23,7 @@ class RunnerConfig:
     num_seeds: int = 1
     """Runs that are trained at once, on the seeds from seed on; steps and episodes are those of each."""
     checkpoint_dir: str | os.PathLike[str] | Place | None = None
-    """Where checkpoints are stored; None saves none."""
+    """Where checkpoints are stored; None saves none, or from the command line into the run's own folder."""
     checkpoint_interval: int = 5_000
     """Steps between two checkpoints."""
     max_checkpoints: int = 5
