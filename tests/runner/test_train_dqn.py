@@ -303,6 +303,25 @@ def test_a_save_that_fails_in_the_background_counts_neither_as_saved_nor_as_the_
     assert best[:3] == [160, 112, 320]
 
 
+def test_a_save_that_was_not_begun_is_told_and_training_goes_on_unless_it_was_the_last(
+    cartpole: tuple[Any, Any], small: SimpleNamespace, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, refused = memory.save, [208]
+
+    def save_or_refuse(step: int, *args: Any, **options: Any) -> bool:
+        if step in refused:
+            raise SaveFailedError(f"The save of step {step} was not begun.", step=step)
+        return bool(save(step, *args, **options))
+
+    monkeypatch.setattr(memory, "save", save_or_refuse)
+    with pytest.warns(VibeStoreWarning, match="Step 208 is not saved, and training goes on"):
+        result = train(cartpole, small, checkpointer=memory)
+    assert list(result.saved_steps) == memory.all_steps() == [112, 304, 400, 480]
+    refused.append(560)
+    with pytest.raises(SaveFailedError, match="step 560 was not begun"):
+        train(cartpole, small, checkpointer=memory, resume=True, total_timesteps=560)
+
+
 def test_resume_without_a_directory_warns_once_and_trains(
     cartpole: tuple[Any, Any], small: SimpleNamespace
 ) -> None:

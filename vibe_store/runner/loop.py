@@ -340,19 +340,7 @@ class Trainer:
             return
         metrics = None if evaluation is None else {"eval_return": evaluation["eval_return"]}
         started = time.perf_counter()
-        try:
-            self._save_now(self._checkpointer, metrics)
-        except SaveFailedError as error:
-            if error.step == self._step:
-                raise
-            self._take_back(self._checkpointer, error.step)
-            warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=2)
-            self._save_now(self._checkpointer, metrics)
-        except SaveTimeoutError as error:
-            if last:
-                raise
-            skipped = f"Step {self._step:,} is not saved, and training goes on."
-            warnings.warn(f"{error} {skipped}", VibeStoreWarning, stacklevel=2)
+        self._try_to_save(self._checkpointer, metrics, last=last)
         self._last_blocked = time.perf_counter() - started
         self._blocked += self._last_blocked
         if evaluation is not None and self._saved_step == self._step:
@@ -360,12 +348,30 @@ class Trainer:
             self._returns[self._step] = evaluation["eval_return"]
             self._tell_best(before)
 
+    def _try_to_save(
+        self, checkpointer: Checkpointer, metrics: Mapping[str, float] | None, *, last: bool
+    ) -> None:
+        """Save this step; where a save fails, say so and let training go on, unless this was the last one."""
+        try:
+            self._save_now(checkpointer, metrics)
+        except (SaveFailedError, SaveTimeoutError) as error:
+            if isinstance(error, SaveFailedError) and error.step != self._step:
+                self._take_back(checkpointer, error.step)
+                warnings.warn(f"{error} Training goes on.", VibeStoreWarning, stacklevel=3)
+                self._try_to_save(checkpointer, metrics, last=last)
+            elif last:
+                raise
+            else:
+                skipped = f"Step {self._step:,} is not saved, and training goes on."
+                warnings.warn(f"{error} {skipped}", VibeStoreWarning, stacklevel=3)
+
     def _save_now(self, checkpointer: Checkpointer, metrics: Mapping[str, float] | None) -> None:
         runner = self._carry.runner
         if self._program.replay is not None and not self._config.save_replay_buffer:
             runner = self._program.replay.remove(runner)
-        self._within_deadline(
-            lambda: checkpointer.save(
+
+        def save() -> None:
+            checkpointer.save(
                 self._step,
                 self._carry.state,
                 items={"runner": runner},
@@ -373,7 +379,12 @@ class Trainer:
                 metadata=self._program.metadata,
                 force=True,
             )
-        )
+
+        committed = checkpointer.last_committed
+        if committed is not None and self._saved_steps and committed.step == self._saved_steps[-1]:
+            save()  # which waits for no save before it, and so needs no thread that could be left behind
+        else:
+            self._within_deadline(save)
         self._saved_step = self._step
         self._saved_steps.append(self._step)
 
