@@ -6,7 +6,12 @@ from types import ModuleType
 
 import pytest
 
-from vibe_store.checkpoint import CheckpointManager, save_checkpoint
+from vibe_store.checkpoint import (
+    CheckpointManager,
+    find_checkpoint,
+    initialize_checkpoint_dir,
+    save_checkpoint,
+)
 from vibe_store.checkpoint.step_index import INDEX, mark_key, marked_step
 from vibe_store.checkpoint.unnamed import sweep_unnamed
 from vibe_store.interfaces import Blob, StorageBackend
@@ -61,6 +66,22 @@ def test_a_mark_of_a_step_that_was_never_committed_is_passed_over() -> None:
 
 def test_where_no_mark_helps_all_steps_are_listed() -> None:
     assert _latest(_bucket_of(1500, "unmarked", marked=False))[0] == 1499
+
+
+def test_a_step_that_was_copied_there_without_its_mark_is_what_a_run_resumes_from(
+    scenarios: ModuleType,
+) -> None:
+    bucket = _bucket_of(1500, "by-hand")
+    for step in (200_000, 900_000):
+        save_checkpoint(bucket, scenarios.tree(step), step=step)
+    for number in range(1000):  # of steps that sort before it
+        bucket.write(f"step_1000{number}/foreign", b"")
+    bucket.delete([mark_key(900_000)])
+    assert find_checkpoint(bucket) == (bucket, 900_000)
+    manager, resuming = initialize_checkpoint_dir(bucket, resume=True)
+    assert resuming
+    assert manager.latest_step() == 900_000
+    manager.close()
 
 
 def test_a_step_that_the_first_page_shows_is_found_without_a_mark() -> None:

@@ -206,6 +206,8 @@ def _set_damaged_aside(storage: StorageBackend, verify: Verify, cache: LocalCach
                 stacklevel=3,
             )
         else:
+            if not is_local(storage):
+                storage.write(mark_key(step), b"")  # whoever copied it here by hand may not have
             return
 
 

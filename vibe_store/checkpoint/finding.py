@@ -12,7 +12,7 @@ from vibe_store.checkpoint.layout import check_step, has_manifest, read_best, sp
 from vibe_store.checkpoint.looking import list_checkpoints
 from vibe_store.checkpoint.manifest import Distribution, is_distribution
 from vibe_store.checkpoint.opening import Directory, locate, open_directory
-from vibe_store.checkpoint.step_index import committed_steps, latest_step
+from vibe_store.checkpoint.step_index import committed_steps
 from vibe_store.discovery import Kind
 from vibe_store.errors import CheckpointNotFoundError, InvalidValueError
 from vibe_store.interfaces import StorageBackend
@@ -56,7 +56,7 @@ def find_checkpoint(
             )
         own = _best(storage, best_metric)
     elif own is None:
-        own = latest_step(storage)
+        own = max(committed_steps(storage), default=None)  # also one that was copied there without its mark
     if own is None:
         raise CheckpointNotFoundError(f"There is no committed checkpoint in {storage.url}.")
     if not has_manifest(storage, own):
