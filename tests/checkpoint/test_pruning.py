@@ -192,6 +192,16 @@ def test_what_a_dead_writer_left_is_swept_when_it_is_old_enough(
     assert len(_steps(filled)) == 7
 
 
+def test_what_dead_writers_left_is_swept_where_no_step_was_ever_committed(
+    storage: StorageBackend, scenarios: ModuleType
+) -> None:
+    attempt = new_attempt()
+    folder = f".vibe_store/staging/{attempt}" if is_local(storage) else "step_1"
+    storage.write(f"{folder}/{attempt_key('state.eqx', attempt)}", b"half a save")
+    prune_checkpoints(storage, latest(1), dead_after_secs=0)
+    assert scenarios.keys_of(storage) <= {".vibe_store/writer.lock"}
+
+
 class _Clock(FaultyStorage):
     """Says that everything was written when the run began, and what a prune writes so many seconds later."""
 

@@ -91,7 +91,9 @@ def prune_checkpoints(
         return PrunedCheckpoints(gone, kept), {step: committed[step].keys for step in doomed}
 
     decided, doomed = decide()
-    if dry_run or not (decided.deleted or decided.kept):
+    # What an attempt on a local disk may leave is listed in our own folder, elsewhere its names tell.
+    places = f"{OWN}/" if is_local(storage) else ""
+    if dry_run or not (decided.deleted or decided.kept or any(True for _ in storage.list(places))):
         return decided
     lease = become_writer(storage, "one-shot")
     try:
