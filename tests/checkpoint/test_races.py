@@ -15,6 +15,7 @@ from vibe_store.checkpoint import (
     initialize_checkpoint_dir,
     list_checkpoints,
     load_checkpoint,
+    load_manifest,
     load_metadata,
     save_checkpoint,
     verify_checkpoint,
@@ -279,6 +280,25 @@ def test_the_sweep_of_a_new_manager_spares_what_a_save_under_way_has_stored(
     assert swept
     assert scenarios.held(storage, 1) == 1
     assert verify_checkpoint(storage) == []
+
+
+def test_a_replacement_beside_another_without_a_step_leaves_no_files_of_either_loser(
+    tmp_path: Path, scenarios: ModuleType
+) -> None:
+    storage, reached, index = LocalStorage(str(tmp_path)), True, 0
+    save = partial(save_checkpoint, metadata={"a": 1})
+    while reached:
+        save(storage, scenarios.tree(1))
+        faulty = FaultyStorage(storage, Fault(_between(index, partial(save, storage, scenarios.tree(2)))))
+        save(faulty, scenarios.tree(3))
+        reached = len(faulty.calls) > index
+        commits = next(call.index for call in faulty.calls if call.keys == ("manifest.json",))
+        if index != commits:  # as above
+            named = {file.key for file in load_manifest(storage).files}
+            found = {blob.key for blob in storage.list() if not blob.key.startswith(".vibe_store/")}
+            assert found == {"manifest.json", *named}
+        index += 1
+    assert index > 3
 
 
 def test_a_replacement_beside_another_of_the_same_step_leaves_no_files_of_either_loser(

@@ -316,7 +316,8 @@ def _clear(storage: StorageBackend, manifest: Manifest, old_keys: Set[str] | Non
         pending.settle(storage, manifest.attempt, keys | (old_keys or frozenset()))
         if old_keys is not None and is_local(storage):
             folder = folder_of(manifest.step)
-            pending.remove_unnamed(storage, [folder] if folder else [f"{name}." for name in manifest.items])
+            beside = {f"{key.partition('/')[0].partition('.')[0]}." for key in keys | old_keys}
+            pending.remove_unnamed(storage, [folder] if folder else sorted(beside))
     except Exception as error:  # noqa: BLE001 - whatever it is, the next writer sweeps what stays
         _log.warning(
             "What the attempt %s replaced in %s stays for now: %s", manifest.attempt, storage.url, error
