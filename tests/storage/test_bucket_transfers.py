@@ -85,11 +85,26 @@ def test_the_users_own_retries_and_timeouts_win(s3: Any, gcs: Any) -> None:
     assert storage.fs.requests_timeout == 99
 
 
-@pytest.mark.parametrize("options", [{"retry_attempts": 0}, {"retry_backoff_secs": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retry_attempts": 0},
+        {"retry_attempts": "3"},
+        {"retry_attempts": 2.5},
+        {"retry_backoff_secs": -1},
+        {"retry_backoff_secs": "1"},
+        {"retry_backoff_secs": float("nan")},
+    ],
+)
 def test_retries_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
-    with pytest.raises(InvalidValueError, match="retry_"):
+    with pytest.raises(InvalidValueError, match=r"retry_\w+ is .*; got "):
         open_storage("s3://bucket/run", **options)
+
+
+def test_no_options_of_botocore_may_be_said_as_none() -> None:
+    pytest.importorskip("s3fs", reason='needs pip install "vibe-store[s3]"')
+    assert open_storage("s3://bucket/run", config_kwargs=None).url == "s3://bucket/run"
 
 
 def test_the_session_of_an_upload_is_in_no_error_and_no_log(

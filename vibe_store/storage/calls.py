@@ -7,6 +7,7 @@ turned off where the user did not set them.
 import asyncio
 import contextvars
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from tenacity import (
 from vibe_store.deadline import is_cancelled, remaining
 from vibe_store.errors import InvalidValueError
 
-__all__ = ["AT_ONCE", "Calls", "GaveUpError", "together"]
+__all__ = ["AT_ONCE", "Calls", "GaveUpError", "check_retries", "together"]
 
 _logger = logging.getLogger("vibe_store")
 _T = TypeVar("_T")
@@ -81,11 +82,7 @@ class Calls:
         backoff_secs: float,
         is_transient: Callable[[BaseException], bool],
     ) -> None:
-        if attempts < 1 or backoff_secs < 0:
-            raise InvalidValueError(
-                "retry_attempts must be 1 or more and retry_backoff_secs 0 or more, but they are "
-                f"{attempts!r} and {backoff_secs!r}."
-            )
+        check_retries(attempts, backoff_secs)
         self._loop = loop
         self._attempts = attempts
         self._backoff_secs = backoff_secs
@@ -188,6 +185,24 @@ class Calls:
                 await request
         except Exception as error:  # noqa: BLE001 - what went wrong first is the error to raise
             _logger.warning("%s (%s)", what, type(error.__cause__ or error).__name__)
+
+
+def check_retries(attempts: object, backoff_secs: object) -> None:
+    """Check the two options of every object store that say how requests are tried again.
+
+    Raises:
+        InvalidValueError: one of them is no such number.
+    """
+    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+        raise InvalidValueError(f"retry_attempts is a whole number, 1 or more; got {attempts!r}.")
+    if (
+        not isinstance(backoff_secs, int | float)
+        or isinstance(backoff_secs, bool)
+        or not 0 <= backoff_secs < math.inf
+    ):
+        raise InvalidValueError(
+            f"retry_backoff_secs is a number of seconds, 0 or more; got {backoff_secs!r}."
+        )
 
 
 async def together(actions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

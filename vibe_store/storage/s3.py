@@ -90,7 +90,7 @@ class S3Storage(FsspecObjectStore):
 
     def __init__(self, url: str, **storage_options: Any) -> None:
         ours = {"retries": {"total_max_attempts": 1}, "max_pool_connections": _CONNECTIONS}
-        config = {**ours, **storage_options.pop("config_kwargs", {})}
+        config = {**ours, **(storage_options.pop("config_kwargs", None) or {})}
         super().__init__(url, config_kwargs=config, **storage_options)
         self.fs.retries = 1  # those of s3fs itself
 

@@ -78,8 +78,9 @@ def test_a_url_of_another_form_is_refused_and_shows_no_credentials(scheme: str, 
         ({"retry_config": {"max_retries": "many"}}, "cannot be opened with the options"),
         ({"retry_config": {"retry_timeout": "1 s"}}, "cannot be opened with the options"),
         ({"skip_signature": object()}, "cannot be opened with the options"),
-        ({"retry_attempts": 0}, "retry_attempts must be 1 or more"),
-        ({"retry_backoff_secs": -1}, "retry_backoff_secs 0 or more"),
+        ({"retry_attempts": 0}, "retry_attempts is a whole number, 1 or more; got 0"),
+        ({"retry_backoff_secs": -1}, "retry_backoff_secs is a number of seconds, 0 or more"),
+        ({"retry_backoff_secs": "1"}, "retry_backoff_secs is a number of seconds, 0 or more; got '1'"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_with_a_sentence(

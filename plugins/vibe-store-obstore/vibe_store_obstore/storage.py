@@ -15,7 +15,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import Blob
-from vibe_store.storage.calls import AT_ONCE, together
+from vibe_store.storage.calls import AT_ONCE, check_retries, together
 from vibe_store.storage.keys import check_key, check_url
 from vibe_store.storage.object_store import (
     RETRY_ATTEMPTS,
@@ -112,6 +112,7 @@ class Obstore(ObjectStore):
             "client_options": {**_TIMEOUTS, **(client_options or {})},
             "credential_provider": credential_provider,
         }
+        check_retries(retry_attempts, retry_backoff_secs)
         _check_retries(url, retry_config)
         with_retries = {
             "max_retries": retry_attempts - 1,
