@@ -124,7 +124,7 @@ class CheckpointInfo:
 
     Attributes:
         step: its step; None for one that was saved without a step.
-        created: when it was committed, with time zone.
+        created: when its files began to be written, with time zone.
         size: the bytes of all its files, manifest apart.
         serializer: the name of the serializer that wrote it.
         items: the names of its pytrees; ``"state"`` is the one that was passed to ``save`` itself.
