@@ -143,7 +143,7 @@ def storage(name: str = "cloud", target: str = "targets:Storage", install: str =
 def test_a_url_is_opened_by_the_provider_of_its_scheme(registry_of: RegistryOf, url: str) -> None:
     opened = registry_of(storage()).open_storage(url, region="us")
     assert isinstance(opened, Storage)
-    assert (opened.url, opened.region, opened.timeout) == (url, "us", None)
+    assert (opened.url, opened.region, opened.timeout) == ("cloud://bucket/run", "us", None)
 
 
 @pytest.mark.parametrize("path", ["runs/a", "/srv/runs", "~/runs", "run:1/12:30", "C:", Path("runs/a")])
@@ -451,6 +451,13 @@ def test_the_built_in_storages_open(tmp_path: Path) -> None:
     memory = open_storage("memory://a-registry-test")
     assert memory.local_path("") is None
     assert list(memory.list()) == []
+
+
+@pytest.mark.parametrize("url", ["MEMORY://Name", "File:///tmp/Name"])
+def test_a_scheme_in_capitals_opens_what_it_does_in_small_letters(url: str) -> None:
+    opened = open_storage(url)
+    assert opened.url == open_storage(url.lower().replace("name", "Name")).url
+    assert open_storage(opened.url).url == opened.url
 
 
 def test_what_a_built_in_storage_calls_itself_opens_it_again(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ class Registry:
         """Open a storage, see :func:`open_storage`."""
         text = _url_text(url)
         scheme = self._scheme(text)
+        if "://" in text:
+            text = scheme + text[len(scheme) :]  # in lower case, as fsspec takes it
         row = None if scheme == _FALLBACK_STORAGE else self._find("storage", scheme)
         if row is None and scheme in _fsspec_protocols():
             row = self._find("storage", _FALLBACK_STORAGE)
@@ -264,7 +266,8 @@ def open_storage(url: str | os.PathLike[str], **storage_options: Any) -> Storage
         storage_options: passed to the storage, each as a keyword.
 
     Raises:
-        InvalidValueError: the URL is not well formed, or the storage does not take an option.
+        InvalidValueError: the URL is not well formed, or the storage does not take an option. (One that the
+            client library of an object store does not know, the first request tells.)
         UnknownProviderError: there is no storage for the scheme; the message says which there are.
         MissingDependencyError: the storage needs a package that is not installed; the message says which.
         PluginError: the plugin that provides the scheme is at fault, or several plugins claim it.
