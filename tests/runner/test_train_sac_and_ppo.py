@@ -236,6 +236,22 @@ def test_a_checkpoint_of_another_algorithm_is_refused(
         train_sac(*pendulum, sac_config=SAC_CONFIG, runner_config=settings, checkpointer=memory)
 
 
+def test_ppo_refuses_minibatches_whose_scaled_advantages_are_all_zero(cartpole: tuple[Any, Any]) -> None:
+    config = PPOConfig(rollout_length=5, n_minibatches=40)
+    with pytest.raises(InvalidValueError, match="n_minibatches=40 cannot be used with normalize_advantages"):
+        train_ppo(*cartpole, ppo_config=config, runner_config=RUNNER)
+
+
+def test_a_period_of_which_no_saved_step_is_a_multiple_is_refused_with_what_fits(
+    trainers: dict[str, Any], memory: Any
+) -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"keep_period=100 .* Set checkpoint_interval=120 and keep_period=120\."
+    ):
+        trainers["ppo"](memory, keep_period=100)
+    assert memory.all_steps() == []
+
+
 def test_ppo_refuses_to_resume_at_a_step_at_which_it_never_stops(
     cartpole: tuple[Any, Any], trainers: dict[str, Any], memory: Any
 ) -> None:

@@ -29,7 +29,8 @@ class RunnerConfig:
     max_checkpoints: int = 5
     """Most recent checkpoints that are kept, unless there is a retention policy."""
     keep_period: int | None = None
-    """Keep every checkpoint whose step is a multiple of this for ever; None keeps the most recent only."""
+    """Keep every checkpoint whose step is a multiple of this for ever; None keeps the most recent only. A run
+    refuses one of which the steps that it saves, multiples of what it takes at a time, hardly ever are."""
     save_replay_buffer: bool = True
     """Store the replay buffer in checkpoints; without it a resume is not exact, and fills a new one first."""
     resume: bool = False

@@ -88,7 +88,8 @@ def ppo_program(
     One call of its ``step`` collects ``rollout_length`` steps of every environment, and learns from them.
 
     Raises:
-        InvalidValueError: the environment cannot be used, or its steps cannot be split into minibatches.
+        InvalidValueError: the environment cannot be used; or its steps cannot be split into minibatches, or
+            into ones of a single step, whose advantages cannot be scaled.
     """
     envs = VectorEnv(env, env_params)
     check_network(ppo_config.network, envs.obs_shape)
@@ -98,6 +99,11 @@ def ppo_program(
         raise InvalidValueError(
             f"n_minibatches={ppo_config.n_minibatches} cannot be used: it must divide the {stride} steps "
             f"that rollout_length={ppo_config.rollout_length} and num_envs={n_envs} give."
+        )
+    if stride == ppo_config.n_minibatches and ppo_config.normalize_advantages:
+        raise InvalidValueError(
+            f"n_minibatches={stride} cannot be used with normalize_advantages=True: in a minibatch of one "
+            "step the advantage becomes 0, so the actor learns nothing. Take fewer, or set it to False."
         )
     discrete = envs.is_discrete()
     low, high = (None, None) if discrete else envs.action_bounds("PPO")
