@@ -226,6 +226,14 @@ def test_an_observation_of_another_shape_is_refused(state: DQNState) -> None:
         DQN.act(state, jnp.ones(4), config=CONFIG, explore=False)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1), (5,)])
+def test_observations_of_another_shape_are_refused_where_they_are_scaled(shape: tuple[int, ...]) -> None:
+    config = replace(CONFIG, normalize_observations=True)
+    scaled = DQN.init(jax.random.key(0), obs_shape=(3,), n_actions=2, config=config)
+    with pytest.raises(InvalidValueError, match=r"takes observations of shape \(3,\)"):
+        DQN.act(scaled, jnp.ones(shape), config=config, explore=False)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -11,7 +11,16 @@ from jax import Array
 
 from vibe_store.errors import InvalidValueError
 
-__all__ = ["CNN", "MLP", "Network", "NetworkKind", "TwinCritic", "check_network", "make_network"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Network",
+    "NetworkKind",
+    "TwinCritic",
+    "check_network",
+    "make_network",
+    "observations",
+]
 
 NetworkKind: TypeAlias = Literal["mlp", "cnn"]
 """Hidden layers alone, or 3 by 3 convolutions before them, for images."""
@@ -68,7 +77,7 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map ``x`` of shape ``(*batch, *input_shape)`` to float32 of shape ``(*batch, output_size)``."""
-        x, batch = _observations(x, self.input_shape)
+        x, batch = observations(x, self.input_shape)
         x = x.reshape(*batch, prod(self.input_shape)).astype(jnp.float32)
         *hidden, last = self.layers
         for layer in hidden:
@@ -130,7 +139,7 @@ class CNN(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map ``x`` of shape ``(*batch, height, width, channels)`` to float32, ``(*batch, output_size)``."""
-        x, _ = _observations(x, self.input_shape)
+        x, _ = observations(x, self.input_shape)
         x = x.astype(jnp.float32)
         height, width, _ = self.head.input_shape
         # On a CPU, a convolution this small is several times faster as a product of matrices, also with the
@@ -209,7 +218,7 @@ def make_network(
     )
 
 
-def _observations(x: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+def observations(x: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
     """Return observations as an array, and their batch dimensions; refuse those of another shape."""
     x = jnp.asarray(x)
     n_batch = x.ndim - len(shape)

@@ -6,6 +6,8 @@ from typing import NamedTuple, Self
 import jax.numpy as jnp
 from jax import Array
 
+from vibe_store.algorithms.networks import observations
+
 __all__ = ["RunningStats", "normalized"]
 
 _EPSILON = 1e-8
@@ -56,5 +58,9 @@ class RunningStats(NamedTuple):
 
 
 def normalized(obs: Array, stats: RunningStats | None) -> Array:
-    """Return observations as a network sees them: scaled by what is known of them, or as they are."""
-    return obs if stats is None else stats.normalize(obs)
+    """Return observations as a network sees them: scaled by what is known of them, or as they are.
+
+    Raises:
+        InvalidValueError: they are to be scaled, and are of another shape than what is known.
+    """
+    return obs if stats is None else stats.normalize(observations(obs, stats.mean.shape)[0])
