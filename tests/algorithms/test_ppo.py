@@ -182,10 +182,12 @@ def test_updates_count_the_gradient_steps_and_the_key_moves_on() -> None:
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 1.0), (250, 0.75), (1_000, 0.0), (2_000, 0.0)])
-def test_the_step_size_falls_in_a_line_over_its_own_horizon(step: int, share: float) -> None:
+def test_the_step_size_falls_in_a_line_from_the_start_of_the_first_round(step: int, share: float) -> None:
     config = replace(CONFIG, anneal_steps=1_000, learning_rate=0.1)
-    state = a_state()._replace(step=jnp.int32(step))
-    after, _ = PPO.update(state, a_rollout(0, state), config=config)
+    state = a_state()
+    rollout = a_rollout(0, state)
+    state = state._replace(step=jnp.int32(step + rollout.reward.size))
+    after, _ = PPO.update(state, rollout, config=config)
     moved = jnp.abs(after.params.critic.layers[-1].bias - state.params.critic.layers[-1].bias)
     # Adam's first step is the step size times the sign of the gradient.
     np.testing.assert_allclose(moved, 0.1 * share, rtol=1e-2, atol=1e-7)

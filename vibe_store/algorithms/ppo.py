@@ -307,7 +307,7 @@ class PPO:
         seen, target = normalized(rollout.obs, state.obs_stats), advantage + value
         steps = _Lesson(seen, rollout.choice, rollout.log_density, value, advantage, target)
         lesson = jax.tree.map(lambda leaf: leaf.reshape(n_steps, *leaf.shape[2:]), steps)
-        rate = _learning_rate(state.step, config)
+        rate = _learning_rate(state.step - n_steps, config)
         key, shuffle_key = jax.random.split(state.key)
 
         def epoch(carry: PyTree, epoch_key: Array) -> tuple[PyTree, PyTree]:
@@ -421,5 +421,5 @@ def _learning_rate(step: Array, config: PPOConfig) -> Array:
     rate: Array = jnp.float32(config.learning_rate)
     if config.anneal_steps is None:
         return rate
-    share: Array = jnp.maximum(1 - step.astype(jnp.float32) / config.anneal_steps, 0)
+    share: Array = jnp.clip(1 - step.astype(jnp.float32) / config.anneal_steps, 0, 1)
     return rate * share
