@@ -170,6 +170,19 @@ def test_an_action_before_learning_starts_is_held_for_as_many_steps_as_it_is_rep
     assert [taken[turn] == taken[turn + 1] for turn in range(8)] == changes
 
 
+def test_the_first_update_draws_anew_where_an_action_is_still_held(
+    state: SACState, batch: Transition
+) -> None:
+    config = replace(CONFIG, learning_starts=6, exploration_repeat=2)
+    _, draw_key = jax.random.split(state.key)
+    _, state = SAC.act(state, jnp.ones((6, 3)), config=config)
+    targets = SAC.targets(state, batch, draw_key, config=config)
+    taken = (batch.action - state.action_bias) / state.action_scale
+    errors = state.critics(batch.obs, taken) - targets
+    _, metrics = SAC.update(state, batch, config=config)
+    assert float(metrics["critic_loss"]) != pytest.approx(float(jnp.sum(jnp.mean(errors**2 / 2, axis=-1))))
+
+
 def test_after_it_actions_follow_the_policy(state: SACState) -> None:
     obs = jnp.ones((20_000, 3))
     state = state._replace(step=jnp.int32(CONFIG.learning_starts))

@@ -29,6 +29,9 @@ class SACConfig:
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Width of each hidden layer of the actor and of both critics."""
+_UPDATE = 2
+"""Folded into a key, it gives another one than the two that ``act`` splits it into."""
+
     actor_learning_rate: float = 3e-4
     """Step size of Adam for the actor."""
     critic_learning_rate: float = 1e-3
@@ -221,7 +224,10 @@ class SAC:
             The new state, and the metrics ``critic_loss``, ``actor_loss``, ``q_mean`` (of the batch's
             actions), ``entropy`` (in nats, of actions scaled to -1 to 1) and ``temperature``.
         """
-        key, target_key, actor_key = jax.random.split(state.key, 3)
+        key = state.key
+        if config.exploration_repeat > 1:  # an action that is still held was drawn by it
+            key = jax.random.fold_in(key, _UPDATE)
+        key, target_key, actor_key = jax.random.split(key, 3)
         temperature = jnp.exp(state.log_temperature)
         targets = SAC.targets(state, batch, target_key, config=config)
         obs = normalized(batch.obs, state.obs_stats)
