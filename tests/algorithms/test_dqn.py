@@ -264,6 +264,23 @@ def test_a_bad_hyperparameter_is_refused_by_name_and_value(field: str, value: An
         DQNConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("gamma", "0.9", "a number"),
+        ("gamma", np.float32(0.9), "a number, a float of Python"),
+        ("tau", None, "a number"),
+        ("epsilon_end", [1], "a number"),
+        ("max_grad_norm", True, "a number, a float of Python, or None"),
+        ("double", "false", "True or False"),
+        ("hidden_sizes", 64, "a tuple of whole numbers"),
+    ],
+)
+def test_a_hyperparameter_of_another_kind_is_refused(field: str, value: Any, wanted: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{field}=.*: it must be {wanted}"):
+        DQNConfig(**{field: value})
+
+
 def test_a_buffer_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="buffer_size=10 is smaller than batch_size=20"):
         DQNConfig(buffer_size=10, batch_size=20)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vibe_store.errors import InvalidValueError, MissingDependencyError
@@ -38,6 +39,29 @@ def test_a_bad_setting_is_refused_by_name_and_value(field: str, value: Any) -> N
 def test_a_name_that_is_none_is_refused(field: str, value: Any) -> None:
     with pytest.raises(InvalidValueError, match=f"^{field}={value!r} cannot be used: it must be a name"):
         RunnerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("target_return", "500", "a number"),
+        ("target_return", np.float32(475), "a number, a float of Python, or None"),
+        ("preemption_deadline_secs", "5", "a number"),
+        ("resume", "false", "True or False"),
+        ("save_replay_buffer", "no", "True or False"),
+        ("checkpoint_dir", "", "a folder"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(field: str, value: Any, wanted: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{field}=.* cannot be used: it must be {wanted}"):
+        RunnerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("seed", "num_seeds"), [(2**32, 1), (2**32 - 1, 2), (2**63, 1)])
+def test_a_seed_that_would_wrap_is_refused(seed: int, num_seeds: int) -> None:
+    assert RunnerConfig(seed=2**32 - num_seeds, num_seeds=num_seeds)
+    with pytest.raises(InvalidValueError, match=f"^seed={seed} cannot be used with num_seeds={num_seeds}"):
+        RunnerConfig(seed=seed, num_seeds=num_seeds)
 
 
 def test_resume_and_overwrite_contradict_each_other() -> None:

@@ -13,7 +13,14 @@ from jax import Array
 from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.replay import Transition
 from vibe_store.algorithms.running_stats import RunningStats, normalized
-from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
+from vibe_store.algorithms.settings import (
+    check,
+    check_fraction,
+    check_int,
+    check_kinds,
+    check_positive,
+    checked_sizes,
+)
 from vibe_store.errors import InvalidValueError
 
 __all__ = ["DQN", "DQNConfig", "DQNState"]
@@ -72,8 +79,8 @@ class DQNConfig:
     """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        check_sizes("hidden_sizes", self.hidden_sizes)
+        check_kinds(self)
+        object.__setattr__(self, "hidden_sizes", checked_sizes("hidden_sizes", self.hidden_sizes))
         for name in (
             "buffer_size",
             "batch_size",

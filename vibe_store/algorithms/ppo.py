@@ -15,7 +15,14 @@ from jax import Array
 
 from vibe_store.algorithms.networks import Network, NetworkKind, make_network
 from vibe_store.algorithms.running_stats import RunningStats, normalized
-from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
+from vibe_store.algorithms.settings import (
+    check,
+    check_fraction,
+    check_int,
+    check_kinds,
+    check_positive,
+    checked_sizes,
+)
 from vibe_store.algorithms.shuffle import shuffled
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import PyTree
@@ -66,8 +73,8 @@ class PPOConfig:
     """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        check_sizes("hidden_sizes", self.hidden_sizes)
+        check_kinds(self)
+        object.__setattr__(self, "hidden_sizes", checked_sizes("hidden_sizes", self.hidden_sizes))
         for name in ("rollout_length", "n_epochs", "n_minibatches"):
             check_int(name, getattr(self, name), least=1)
         if self.anneal_steps is not None:

@@ -14,13 +14,23 @@ from jax import Array
 from vibe_store.algorithms.networks import MLP, TwinCritic
 from vibe_store.algorithms.replay import Transition
 from vibe_store.algorithms.running_stats import RunningStats, normalized
-from vibe_store.algorithms.settings import check, check_fraction, check_int, check_positive, check_sizes
+from vibe_store.algorithms.settings import (
+    check,
+    check_fraction,
+    check_int,
+    check_kinds,
+    check_positive,
+    checked_sizes,
+)
 from vibe_store.errors import InvalidValueError
 
 __all__ = ["SAC", "SACConfig", "SACState"]
 
 _LOG_STD = (-20.0, 2.0)
 """Within which the logarithm of the standard deviation is kept."""
+
+_UPDATE = 2
+"""Folded into a key, it gives another one than the two that ``act`` splits it into."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,6 @@ class SACConfig:
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Width of each hidden layer of the actor and of both critics."""
-_UPDATE = 2
-"""Folded into a key, it gives another one than the two that ``act`` splits it into."""
-
     actor_learning_rate: float = 3e-4
     """Step size of Adam for the actor."""
     critic_learning_rate: float = 1e-3
@@ -65,8 +72,8 @@ _UPDATE = 2
     """Divide rewards by the standard deviation of their discounted sum, as far as it is known."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        check_sizes("hidden_sizes", self.hidden_sizes)
+        check_kinds(self)
+        object.__setattr__(self, "hidden_sizes", checked_sizes("hidden_sizes", self.hidden_sizes))
         for name in ("buffer_size", "batch_size", "train_interval", "exploration_repeat"):
             check_int(name, getattr(self, name), least=1)
         check_int("learning_starts", self.learning_starts, least=0)

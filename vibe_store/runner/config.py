@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from math import isfinite
 
+from vibe_store.algorithms.settings import check_kinds
 from vibe_store.errors import InvalidValueError
 from vibe_store.run_dir import Place
 
@@ -55,8 +56,14 @@ class RunnerConfig:
     """Retention policy, by name and options, as every_steps:interval=10000; None keeps the most recent."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if isinstance(self.checkpoint_dir, os.PathLike):
             object.__setattr__(self, "checkpoint_dir", os.fspath(self.checkpoint_dir))
+        if self.checkpoint_dir == "":
+            raise InvalidValueError(
+                "checkpoint_dir='' cannot be used: it must be a folder ('.' is the current one) or a URL, or "
+                "None."
+            )
         for name in (
             "total_timesteps",
             "num_envs",
@@ -71,6 +78,11 @@ class RunnerConfig:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), least=1, otherwise=", or None")
         _check_int("seed", self.seed, least=0)
+        if self.seed + self.num_seeds > 2**32:
+            raise InvalidValueError(
+                f"seed={self.seed} cannot be used with num_seeds={self.num_seeds}: the last seed must be at "
+                f"most {2**32 - 1}, as seeds have 32 bits."
+            )
         _check_name("serializer", self.serializer)
         if self.retention is not None:
             _check_name("retention", self.retention, otherwise=", or None")
