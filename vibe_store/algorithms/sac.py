@@ -29,9 +29,6 @@ __all__ = ["SAC", "SACConfig", "SACState"]
 _LOG_STD = (-20.0, 2.0)
 """Within which the logarithm of the standard deviation is kept."""
 
-_UPDATE = 2
-"""Folded into a key, it gives another one than the two that ``act`` splits it into."""
-
 
 @dataclass(frozen=True)
 class SACConfig:
@@ -205,8 +202,10 @@ class SAC:
         at_random, n_actions = state.step < config.learning_starts, mean.size // mean.shape[-1]
         squashed = jnp.where(at_random, uniform, drawn)
         if config.exploration_repeat > 1:  # the same key draws the same again
-            turn = state.step // n_actions + 1
-            key = jnp.where(at_random & (turn % config.exploration_repeat != 0), state.key, key)
+            turn, next_step = state.step // n_actions + 1, state.step + n_actions
+            # Not the last one before learning starts: an update that follows would draw by that key too.
+            held = (turn % config.exploration_repeat != 0) & (next_step < config.learning_starts)
+            key = jnp.where(held, state.key, key)
         state = state._replace(
             obs_stats=None if state.obs_stats is None else state.obs_stats.update(obs),
             step=state.step + n_actions,
@@ -231,10 +230,7 @@ class SAC:
             The new state, and the metrics ``critic_loss``, ``actor_loss``, ``q_mean`` (of the batch's
             actions), ``entropy`` (in nats, of actions scaled to -1 to 1) and ``temperature``.
         """
-        key = state.key
-        if config.exploration_repeat > 1:  # an action that is still held was drawn by it
-            key = jax.random.fold_in(key, _UPDATE)
-        key, target_key, actor_key = jax.random.split(key, 3)
+        key, target_key, actor_key = jax.random.split(state.key, 3)
         temperature = jnp.exp(state.log_temperature)
         targets = SAC.targets(state, batch, target_key, config=config)
         obs = normalized(batch.obs, state.obs_stats)
