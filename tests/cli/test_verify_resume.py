@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,12 @@ def test_a_preset_resumes_bit_for_bit_and_leaves_nothing_behind(vibe_store: Run,
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_trainer_too_and_leaves_nothing_behind(signum: int, scratch: Path) -> None:
     command = [sys.executable, "-m", "vibe_store.cli", "verify-resume", "cartpole_dqn", *SMALL]
+    before = signal.signal(signum, signal.SIG_DFL)  # what nohup, say, has ignored stays so in every child
     process = subprocess.Popen(
         [*command, "--runner.total-timesteps", "100000000"], env={**os.environ, "TMPDIR": str(scratch)}
     )
+    signal.signal(signum, before)
+    trainer = None
     with process:
         try:
             deadline = time.monotonic() + 60
@@ -67,10 +71,13 @@ def test_a_signal_ends_the_trainer_too_and_leaves_nothing_behind(signum: int, sc
             trainer = json.loads(lock.read_text())["pid"]
             process.send_signal(signum)
             assert process.wait(timeout=20) == 128 + signum
+            with pytest.raises(ProcessLookupError):
+                os.kill(trainer, 0)
         finally:
             process.kill()
-    with pytest.raises(ProcessLookupError):
-        os.kill(trainer, 0)
+            if trainer is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(trainer, signal.SIGKILL)
     assert list(scratch.iterdir()) == []
 
 

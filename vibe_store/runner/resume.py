@@ -116,9 +116,13 @@ def restore(checkpointer: Checkpointer, step: int, program: Program, key: jax.Ar
 
 
 def returns_so_far(checkpointer: Checkpointer) -> dict[int, float]:
-    """Return the mean returns of the evaluations of the checkpoints that exist, by step."""
+    """Return the mean return of the best checkpoint that exists, by its step.
+
+    A checkpointer that ranks none is asked for every one, which in a bucket takes requests for each.
+    """
+    best = checkpointer.best_step()
     returns = {}
-    for step in checkpointer.all_steps():
+    for step in checkpointer.all_steps() if best is None else [best]:
         try:
             metrics = checkpointer.info(step).metrics or {}
         except (CheckpointNotFoundError, CorruptCheckpointError, NewerFormatError) as error:
