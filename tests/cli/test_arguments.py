@@ -53,7 +53,7 @@ def test_booleans_take_a_word_in_any_case(tmp_path: Path, word: str) -> None:
         (["--runner.total-timesteps", "0"], "total_timesteps=0"),
         (["--runner.resume", "true", "--runner.overwrite", "true"], "contradict"),
         (["--base-dir", ""], "--base-dir is empty; give a folder or a URL"),
-        (["--runner.checkpoint-dir", ""], "--runner.checkpoint-dir is empty; give a folder or a URL"),
+        (["--runner.checkpoint-dir", ""], "checkpoint_dir='' cannot be used: it must be a folder"),
         (["--runner.overwrite", "true"], "say what to start over by --run-id or --runner.checkpoint-dir"),
         (["--storage-options", '{"key": 1}'], "neither --base-dir nor --runner.checkpoint-dir is one"),
         (["--dqn.gamma", "2"], "gamma=2.0"),

@@ -241,9 +241,8 @@ def _read_boolean(word: str) -> bool:
 
 def _check_places(flags: _Flags) -> None:
     """End the process where the flags leave open which place they mean."""
-    for flag, place in (("base-dir", flags.base_dir), ("runner.checkpoint-dir", flags.runner.checkpoint_dir)):
-        if place == "":
-            refuse(f"--{flag} is empty; give a folder or a URL, and '.' for the current folder.")
+    if flags.base_dir == "":
+        refuse("--base-dir is empty; give a folder or a URL, and '.' for the current folder.")
     if flags.runner.overwrite and flags.run_id is None and flags.runner.checkpoint_dir is None:
         refuse(
             "--runner.overwrite true has nothing to delete in a new run; say what to start over by --run-id "

@@ -148,7 +148,7 @@ def test_what_has_no_data_is_in_the_leaf_table_in_the_metadata(tmp_path: Path) -
         ({"": np.ones(1), "state": np.ones(1)}, ["['']", "['state']"]),
         ({"a.b": 1, "a": {"b": 2}}, ["['a']['b']", "['a.b']"]),
         ({"__metadata__": 1}, ["['__metadata__']"]),
-        ({"\ud800": 1, "é": 2}, ["\\ud800", "é"]),
+        ({"\ud800": 1, "é": 2}, ["['\\ud800']", "['é']"]),
         ({}, []),
         ([None, "text"], []),
     ],
