@@ -18,7 +18,7 @@ def test_an_error_comes_whole_out_of_another_process(name: str) -> None:
     keywords = {each.name: _GIVEN[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
     error = kind("What was wrong.", **keywords)
     error.add_note("While something was done.")
-    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301 - it is ours
+    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301 - the bytes were made on this very line
     assert type(arrived) is kind
     assert str(arrived) == "What was wrong."
     assert arrived.__notes__ == error.__notes__

@@ -216,7 +216,7 @@ def test_a_process_killed_while_it_marks_leaves_a_link_to_one_of_the_steps(run: 
     assert [step for step, _ in run.list_checkpoints()] == [1, 2]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which file is synced can be seen there only")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux names open files, in /proc")
 def test_what_is_marked_best_is_on_the_disk(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[tuple[Path, list[str]]] = []
     fsync = os.fsync

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import index
-from typing import Literal
+from typing import Any, Literal
 
 from vibe_store.errors import InvalidValueError
 from vibe_store.interfaces import CheckpointInfo, RetentionPolicy
@@ -243,9 +243,9 @@ def _check_mode(mode: object) -> None:
         raise InvalidValueError(f'mode is "min" or "max", whichever is best; got {mode!r}.')
 
 
-def _positive(name: str, meaning: str, value: object) -> int:
+def _positive(name: str, meaning: str, value: Any) -> int:
     try:
-        number = 0 if isinstance(value, bool) else index(value)  # type: ignore[arg-type] # may raise
+        number = 0 if isinstance(value, bool) else index(value)
     except TypeError:  # which arrays raise that are no whole number
         number = 0
     if number < 1:

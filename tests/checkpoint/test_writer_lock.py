@@ -175,7 +175,7 @@ def test_a_manager_whose_directory_was_removed_locks_the_new_one(
     processes.run(other, root=str(tmp_path / "checkpoints"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists open files, in /proc")
 def test_a_lock_whose_directory_was_removed_is_closed(tmp_path: Path, scenarios: ModuleType) -> None:
     with CheckpointManager(tmp_path / "checkpoints", async_timeout_secs=None) as manager:
         manager.save(1, scenarios.tree(1))

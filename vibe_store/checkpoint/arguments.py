@@ -24,10 +24,10 @@ _MAX_ITEM_NAME = 200
 """On disks a name has 255 bytes at most, and files add the id of an attempt and what tells their kind."""
 
 
-def check_positive(name: str, value: object) -> int:
+def check_positive(name: str, value: Any) -> int:
     """Return a whole number of 1 or more, or raise."""
     try:
-        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type] # may raise
+        number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:  # which arrays raise that are no whole number
         number = 0
     if number < 1:

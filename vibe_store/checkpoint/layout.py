@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from vibe_store.durable_files import beginning_with, in_folder, sync_path
 from vibe_store.errors import InvalidValueError
@@ -79,10 +79,10 @@ class StepFolder:
     manifest: Blob | None = None
 
 
-def check_step(step: object) -> int:
+def check_step(step: Any) -> int:
     """Return ``step`` as an int, or raise: a step is an int (NumPy's and JAX's count) of 0 or more."""
     try:
-        number = None if isinstance(step, bool) else operator.index(step)  # type: ignore[arg-type] # may raise
+        number = None if isinstance(step, bool) else operator.index(step)
     except TypeError:  # which arrays raise that are no whole number
         number = None
     if number is None:
